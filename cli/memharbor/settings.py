@@ -1,0 +1,253 @@
+"""
+Every setting of Memharbor: type, unit, default, description, example, once.
+
+Read by the stack's program (as Pulumi config), by the SQL templates, by the Ansible roles and by the CLI; their
+documentation, argument specifications and outputs are checked against this module (`tests/unit/test_contracts.py`).
+This module reads no file and runs no tool: what it is given is what it judges.
+
+Precedence: option, then `MEMHARBOR_*`, then stack outputs, then default.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from typing import Annotated, Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic.fields import FieldInfo
+
+from memharbor import versions
+from memharbor.errors import ConfigError
+
+ENVIRONMENT_PREFIX = "MEMHARBOR_"
+
+# Above these dimensions a row with a PLAIN embedding no longer fits a page. Source: schema-proof, finding 8
+# (docs/concepts/schema.md); HNSW limits are 2,000 for vector and 4,000 for halfvec (pgvector README, HNSW).
+VECTOR_PLAIN_DIMS_MAX = 1900
+HALFVEC_PLAIN_DIMS_MAX = 3800
+EMBEDDING_DIMS_MAX = 4000
+
+_OPERATOR_SUFFIX = {"cosine": "cosine_ops", "l2": "l2_ops", "inner_product": "ip_ops"}
+_OPERATOR = {"cosine": "<=>", "l2": "<->", "inner_product": "<#>"}
+_IDENTIFIER = re.compile(r"[a-z_][a-z0-9_]{0,62}")
+
+Identifier = Annotated[str, Field(pattern=rf"^{_IDENTIFIER.pattern}$")]
+Port = Annotated[int, Field(ge=1024, le=65535)]
+Megabytes = Annotated[int, Field(ge=16, le=4_194_304)]
+
+
+def _setting(default: Any, description: str, *, example: Any, unit: str = "") -> Any:
+    return Field(default=default, description=description, examples=[example], json_schema_extra={"unit": unit})
+
+
+class Settings(BaseModel):
+    """
+    Hold one complete, valid configuration.
+
+    Frozen; unknown keys are errors. Build one with `load_settings`, which reports all problems at once.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    topology: Literal["single"] = _setting("single", "How many database nodes there are and who leads.", example="single")
+    database: Identifier = _setting("memharbor", "Name of the database that holds the memories.", example="memharbor")
+
+    embedding_dims: Annotated[int, Field(ge=1, le=EMBEDDING_DIMS_MAX)] = _setting(
+        1536, "Dimensions of every embedding; the same number as in Mem0's `embedding_model_dims`.", example=384
+    )
+    embedding_distance: Literal["cosine", "l2", "inner_product"] = _setting(
+        "cosine", "Distance that the vector indexes serve; Mem0 always asks for cosine.", example="cosine"
+    )
+
+    bind_address: Literal["127.0.0.1", "0.0.0.0", "::1", "::"] = _setting(  # noqa: S104 - the choice is the user's
+        "127.0.0.1", "Address of the host on which ports are published.", example="127.0.0.1"
+    )
+    postgres_port: Port = _setting(15432, "Port of the host that leads straight to PostgreSQL.", example=15432)
+    pool_port: Port = _setting(6432, "Port of the host that leads to PgBouncer.", example=6432)
+
+    postgres_memory_mb: Megabytes = _setting(
+        2048, "Memory limit of each PostgreSQL container.", example=4096, unit="MiB"
+    )
+    maintenance_work_mem_mb: Megabytes = _setting(
+        256, "Memory for one index build or vacuum; also sizes the container's shared memory.", example=512, unit="MiB"
+    )
+    pool_memory_mb: Megabytes = _setting(128, "Memory limit of the PgBouncer container.", example=128, unit="MiB")
+    store_memory_mb: Megabytes = _setting(512, "Memory limit of the backup store's container.", example=512, unit="MiB")
+    max_connections: Annotated[int, Field(ge=20, le=2000)] = _setting(
+        100, "Connections that PostgreSQL accepts, pools and administration together.", example=200, unit="connections"
+    )
+
+    pool_size: Annotated[int, Field(ge=1, le=1000)] = _setting(
+        20, "Server connections of the transaction pool, per role.", example=20, unit="connections"
+    )
+    pool_session_size: Annotated[int, Field(ge=1, le=1000)] = _setting(
+        10, "Server connections of the session pool, per role, for long work.", example=10, unit="connections"
+    )
+    pool_max_clients: Annotated[int, Field(ge=10, le=100_000)] = _setting(
+        500, "Client connections that PgBouncer accepts.", example=1000, unit="connections"
+    )
+
+    backup_retention_full: Annotated[int, Field(ge=1, le=9999)] = _setting(
+        2, "Full backups that are kept; what depends on an older one goes with it.", example=4, unit="backups"
+    )
+    archive_timeout_seconds: Annotated[int, Field(ge=1, le=3600)] = _setting(
+        60, "Longest time that a written row stays out of the archive.", example=60, unit="seconds"
+    )
+
+    leakproof: bool = _setting(
+        True,
+        "Mark three built-in functions LEAKPROOF where a superuser exists, so that keyword search can use its index"
+        " under row level security.",
+        example=True,
+    )
+    tenant_index_threshold_rows: Annotated[int, Field(ge=1)] = _setting(
+        5000, "Memories of one user from which the user gets an HNSW index of its own.", example=5000, unit="rows"
+    )
+    tenant_index_limit: Annotated[int, Field(ge=0, le=500)] = _setting(
+        50, "Users that may have an HNSW index of their own; the largest come first.", example=50, unit="indexes"
+    )
+    hnsw_m: Annotated[int, Field(ge=2, le=100)] = _setting(16, "HNSW links per node.", example=16)
+    hnsw_ef_construction: Annotated[int, Field(ge=4, le=1000)] = _setting(
+        128, "HNSW candidates while building.", example=128
+    )
+    hnsw_ef_search: Annotated[int, Field(ge=1, le=1000)] = _setting(100, "HNSW candidates while searching.", example=100)
+
+    lock_timeout_ms: Annotated[int, Field(ge=100, le=600_000)] = _setting(
+        3000, "How long a statement of an application or a migration waits for a lock.", example=3000, unit="milliseconds"
+    )
+    statement_timeout_ms: Annotated[int, Field(ge=0, le=86_400_000)] = _setting(
+        30_000, "Longest statement of an application; 0 is without limit.", example=30_000, unit="milliseconds"
+    )
+
+    base_image: str = _setting(
+        versions.BASE_IMAGE, "Image that every image of the stack is built from.", example=versions.BASE_IMAGE
+    )
+
+    @model_validator(mode="after")
+    def _fit_together(self) -> Settings:
+        problems = []
+        if self.hnsw_ef_construction < 2 * self.hnsw_m:
+            problems.append(f"hnsw_ef_construction: must be at least twice hnsw_m ({2 * self.hnsw_m})")
+        if self.postgres_port == self.pool_port:
+            problems.append(f"pool_port: must differ from postgres_port ({self.postgres_port})")
+        if self.shared_buffers_mb + self.maintenance_work_mem_mb > self.postgres_memory_mb * 3 // 4:
+            problems.append(
+                f"maintenance_work_mem_mb: {self.maintenance_work_mem_mb} MiB and shared_buffers"
+                f" ({self.shared_buffers_mb} MiB) leave less than a quarter of postgres_memory_mb"
+                f" ({self.postgres_memory_mb} MiB) for connections"
+            )
+        # Two transaction pools (read-write, read-only) and one session pool for each of two application roles would
+        # be the worst case; PostgreSQL must keep room for administration, replication and backup.
+        if self.pool_size + self.pool_session_size > self.max_connections - 10:
+            problems.append(
+                f"max_connections: {self.max_connections} is too few for pool_size + pool_session_size + 10"
+                f" ({self.pool_size + self.pool_session_size + 10})"
+            )
+        if problems:
+            raise ValueError("\n".join(problems))
+        return self
+
+    @property
+    def embedding_type(self) -> Literal["vector", "halfvec"]:
+        """The column type: `vector` while a PLAIN row fits a page, `halfvec` above."""
+        return "vector" if self.embedding_dims <= VECTOR_PLAIN_DIMS_MAX else "halfvec"
+
+    @property
+    def embedding_storage(self) -> Literal["plain", "external"]:
+        """How the embedding is stored: in the row, or out of line where the row would not fit a page."""
+        return "plain" if self.embedding_dims <= HALFVEC_PLAIN_DIMS_MAX else "external"
+
+    @property
+    def embedding_operator_class(self) -> str:
+        """The operator class of a vector index, for instance `vector_cosine_ops`."""
+        return f"{self.embedding_type}_{_OPERATOR_SUFFIX[self.embedding_distance]}"
+
+    @property
+    def embedding_operator(self) -> str:
+        """The distance operator, for instance `<=>`."""
+        return _OPERATOR[self.embedding_distance]
+
+    @property
+    def shared_buffers_mb(self) -> int:
+        """A quarter of the container's memory, in MiB. Source: PostgreSQL manual, shared_buffers."""
+        return self.postgres_memory_mb // 4
+
+    @property
+    def shm_size_mb(self) -> int:
+        """
+        Size of the container's /dev/shm, in MiB.
+
+        A parallel HNSW build keeps its graph of up to `maintenance_work_mem` there; with Docker's default of 64 MiB it
+        fails with `could not resize shared memory segment`. The rest is room for parallel queries.
+        """
+        return self.maintenance_work_mem_mb + 128
+
+
+def setting_fields() -> dict[str, FieldInfo]:
+    """List the settings with their pydantic fields, in the order in which they are documented."""
+    return dict(Settings.model_fields)
+
+
+def environment_name(setting: str) -> str:
+    """
+    Name the environment variable of a setting.
+
+    >>> environment_name("embedding_dims")
+    'MEMHARBOR_EMBEDDING_DIMS'
+    """
+    return ENVIRONMENT_PREFIX + setting.upper()
+
+
+def settings_from_environment(environ: Mapping[str, str]) -> dict[str, str]:
+    """Collect the settings that `MEMHARBOR_*` variables carry; other variables of that prefix are left alone."""
+    return {name: environ[environment_name(name)] for name in Settings.model_fields if environment_name(name) in environ}
+
+
+def load_settings(*layers: tuple[str, Mapping[str, Any]]) -> tuple[Settings, dict[str, str]]:
+    """
+    Merge layers of settings, the strongest first, and validate the result.
+
+    Args:
+        layers: Pairs of an origin (`option`, `environment`, `stack dev`) and the settings it carries.
+
+    Returns:
+        The settings, and for each one the origin that decided it (`default` where no layer has it).
+
+    Raises:
+        ConfigError: A key is unknown or a value is wrong; the message lists all problems.
+
+    >>> settings, origins = load_settings(("option", {"embedding_dims": 384}), ("environment", {"embedding_dims": "8"}))
+    >>> settings.embedding_dims, origins["embedding_dims"], origins["topology"]
+    (384, 'option', 'default')
+    """
+    merged: dict[str, Any] = {}
+    origins = dict.fromkeys(Settings.model_fields, "default")
+    for origin, layer in layers:
+        for name, value in layer.items():
+            if name not in merged:
+                merged[name] = value
+                origins[name] = origin
+    try:
+        return Settings(**merged), origins
+    except ValidationError as exc:
+        problems = list(_problems(exc, origins))
+        raise ConfigError(
+            f"{len(problems)} wrong setting{'s' if len(problems) > 1 else ''}:\n  " + "\n  ".join(problems),
+            hint="see docs/reference/settings.md, or run `memharbor settings show`",
+        ) from exc
+
+
+def _problems(exc: ValidationError, origins: Mapping[str, str]) -> list[str]:
+    problems: list[str] = []
+    for error in exc.errors():
+        name = str(error["loc"][0]) if error["loc"] else ""
+        if error["type"] == "extra_forbidden":
+            problems.append(f"{name}: unknown setting (from {origins.get(name, 'unknown')})")
+        elif not name:
+            problems += str(error["msg"]).removeprefix("Value error, ").splitlines()
+        else:
+            problems.append(
+                f"{name}: {error['msg'][0].lower()}{error['msg'][1:]}, not `{error['input']}` (from {origins[name]})"
+            )
+    return problems
