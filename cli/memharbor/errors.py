@@ -111,6 +111,7 @@ def exit_codes() -> dict[int, str]:
     'a setting is missing or wrong, or the stack does not exist'
     """
     codes = {0: "success", INTERRUPTED_EXIT_CODE: "interrupted (Ctrl-C)"}
-    for kind in (MemharborError, *MemharborError.__subclasses__()):
+    kinds: list[type[MemharborError]] = [MemharborError, *MemharborError.__subclasses__()]
+    for kind in kinds:
         codes[kind.exit_code] = kind.meaning
     return dict(sorted(codes.items()))

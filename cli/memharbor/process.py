@@ -59,5 +59,7 @@ def run(
         raise ExternalToolError(f"`{tool}` did not answer within {timeout_seconds:.0f} seconds", hint=hint) from exc
     if done.returncode != 0:
         said = "\n".join((done.stderr or done.stdout).strip().splitlines()[-12:])
-        raise ExternalToolError(f"`{' '.join(arguments[:3])}` failed with exit code {done.returncode}:\n{said}", hint=hint)
+        raise ExternalToolError(
+            f"`{' '.join(arguments[:3])}` failed with exit code {done.returncode}:\n{said}", hint=hint
+        )
     return done.stdout

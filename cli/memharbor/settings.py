@@ -50,7 +50,9 @@ class Settings(BaseModel):
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
-    topology: Literal["single"] = _setting("single", "How many database nodes there are and who leads.", example="single")
+    topology: Literal["single"] = _setting(
+        "single", "How many database nodes there are and who leads.", example="single"
+    )
     database: Identifier = _setting("memharbor", "Name of the database that holds the memories.", example="memharbor")
 
     embedding_dims: Annotated[int, Field(ge=1, le=EMBEDDING_DIMS_MAX)] = _setting(
@@ -111,10 +113,15 @@ class Settings(BaseModel):
     hnsw_ef_construction: Annotated[int, Field(ge=4, le=1000)] = _setting(
         128, "HNSW candidates while building.", example=128
     )
-    hnsw_ef_search: Annotated[int, Field(ge=1, le=1000)] = _setting(100, "HNSW candidates while searching.", example=100)
+    hnsw_ef_search: Annotated[int, Field(ge=1, le=1000)] = _setting(
+        100, "HNSW candidates while searching.", example=100
+    )
 
     lock_timeout_ms: Annotated[int, Field(ge=100, le=600_000)] = _setting(
-        3000, "How long a statement of an application or a migration waits for a lock.", example=3000, unit="milliseconds"
+        3000,
+        "How long a statement of an application or a migration waits for a lock.",
+        example=3000,
+        unit="milliseconds",
     )
     statement_timeout_ms: Annotated[int, Field(ge=0, le=86_400_000)] = _setting(
         30_000, "Longest statement of an application; 0 is without limit.", example=30_000, unit="milliseconds"
@@ -201,7 +208,9 @@ def environment_name(setting: str) -> str:
 
 def settings_from_environment(environ: Mapping[str, str]) -> dict[str, str]:
     """Collect the settings that `MEMHARBOR_*` variables carry; other variables of that prefix are left alone."""
-    return {name: environ[environment_name(name)] for name in Settings.model_fields if environment_name(name) in environ}
+    return {
+        name: environ[environment_name(name)] for name in Settings.model_fields if environment_name(name) in environ
+    }
 
 
 def load_settings(*layers: tuple[str, Mapping[str, Any]]) -> tuple[Settings, dict[str, str]]:

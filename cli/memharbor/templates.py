@@ -73,10 +73,10 @@ def literal(value: str | int | float | bool | None) -> str:
 
 @cache
 def _environment(root: Path) -> Environment:
-    environment = Environment(  # noqa: S701 - SQL, not HTML; quoting is `ident` and `literal`
+    environment = Environment(
         loader=FileSystemLoader(root),
         undefined=StrictUndefined,
-        autoescape=False,
+        autoescape=False,  # noqa: S701 - SQL, not HTML; quoting is `ident` and `literal`
         trim_blocks=True,
         lstrip_blocks=True,
         keep_trailing_newline=True,

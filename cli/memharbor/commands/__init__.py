@@ -75,7 +75,9 @@ def common_options(command: Command) -> Command:
     The command is called as `command(output, **options)`.
     """
 
-    @click.option("--output", "output_format", type=click.Choice(["text", "json"]), default="text", help="Form of stdout.")
+    @click.option(
+        "--output", "output_format", type=click.Choice(["text", "json"]), default="text", help="Form of stdout."
+    )
     @click.option("--verbose", is_flag=True, help="Say more on stderr.")
     @functools.wraps(command)
     def wrapped(*args: Any, output_format: Any, verbose: bool, **options: Any) -> Any:

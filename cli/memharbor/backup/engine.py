@@ -1,0 +1,243 @@
+"""
+pgBackRest behind one class, always run inside the leader's PostgreSQL container (one lock domain).
+
+Two containers with separate lock paths destroy each other's backups, both with exit code 0; therefore nothing else in
+Memharbor calls pgBackRest. Exit codes of `info` say nothing: its JSON is read. Source: docs/concepts/backup.md.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from typing import Any, Literal
+
+from memharbor.backup.wal import Segment, leads_to, parse_history, parse_lsn, parse_segment
+from memharbor.containers import Containers, Finished
+from memharbor.errors import ExternalToolError, SourceDataError, StateRefusedError
+
+BackupType = Literal["full", "diff", "incr"]
+OnPercent = Callable[[float], None]
+
+_PERCENT = re.compile(r"(\d+(?:\.\d+)?)%\)")
+_LOCK_HELD = 50  # pgBackRest error code: unable to acquire lock
+
+# `status.code` of `pgbackrest info --output=json`. Source: pgBackRest 2.60, command/info.
+_OK, _MISSING_STANZA_PATH, _NO_BACKUP, _MISSING_STANZA_DATA = 0, 1, 2, 3
+
+
+@dataclass(frozen=True)
+class Backup:
+    """One backup as the repository lists it. Sizes in bytes, instants aware UTC, LSNs as byte positions."""
+
+    id: str
+    type: BackupType
+    begun_at: datetime
+    ended_at: datetime
+    database_bytes: int
+    stored_bytes: int
+    timeline: int
+    start_lsn: int
+    stop_lsn: int
+    start_segment: str
+    stop_segment: str
+    references: tuple[str, ...]
+    has_error: bool
+    annotations: dict[str, str]
+
+
+class BackupEngine:
+    """
+    Create, list and find what can be restored, for one stack.
+
+    While the leader's container is stopped the same commands run in a job that has its volumes, so that a database
+    that does not start can still be restored.
+
+    Args:
+        containers: The Docker engine that runs the stack.
+        container: The leader's container.
+        stanza: Name of pgBackRest's stanza; one per cluster.
+    """
+
+    def __init__(self, containers: Containers, container: str, stanza: str) -> None:
+        self._containers = containers
+        self.container = container
+        self.stanza = stanza
+
+    def list_backups(self) -> list[Backup]:
+        """
+        List the repository's backups, oldest first.
+
+        Raises:
+            ExternalToolError: The repository cannot be read (store down, wrong key); its words are in the message.
+        """
+        info = self._info()
+        code, message = info["status"]["code"], info["status"]["message"]
+        if code not in (_OK, _MISSING_STANZA_PATH, _NO_BACKUP, _MISSING_STANZA_DATA):
+            raise ExternalToolError(
+                f"the backup repository cannot be read: {message}{_repository_errors(info)}",
+                hint="run `memharbor doctor`",
+            )
+        return sorted((_backup(raw) for raw in info.get("backup", [])), key=lambda backup: backup.ended_at)
+
+    def get_backup(self, backup_id: str) -> Backup:
+        """
+        Get one backup by its label.
+
+        Raises:
+            StateRefusedError: The repository has none of that label.
+        """
+        for backup in self.list_backups():
+            if backup.id == backup_id:
+                return backup
+        raise StateRefusedError(f"there is no backup `{backup_id}`", hint="run `memharbor backup list`")
+
+    def create_backup(self, backup_type: BackupType, *, on_percent: OnPercent | None = None) -> Backup:
+        """
+        Make a backup and return it as the repository lists it.
+
+        A `diff` or `incr` without a full backup before it becomes a full one; the result says so.
+
+        Raises:
+            StateRefusedError: Another backup is running.
+            ExternalToolError: pgBackRest failed; what was there before is untouched.
+        """
+        before = {backup.id for backup in self.list_backups()}
+        self.create_stanza()
+
+        def on_line(line: str) -> None:
+            found = _PERCENT.search(line)
+            if found and on_percent is not None:
+                on_percent(float(found[1]))
+
+        done = self._pgbackrest("backup", f"--type={backup_type}", "--log-level-console=detail", on_line=on_line)
+        if done.exit_code == _LOCK_HELD:
+            raise StateRefusedError(
+                "another backup of this stack is running", hint="wait, then run `memharbor backup list`"
+            )
+        self._check(done, "backup")
+        created = [backup for backup in self.list_backups() if backup.id not in before]
+        if not created or created[-1].has_error:
+            raise ExternalToolError("pgBackRest reported success, but the repository lists no new good backup")
+        return created[-1]
+
+    def create_stanza(self) -> None:
+        """Create the stanza where it is missing; the same call again changes nothing."""
+        self._check(self._pgbackrest("stanza-create"), "stanza-create")
+
+    def list_segments(self) -> list[Segment]:
+        """List the archived WAL segments of the present cluster, in order."""
+        return sorted(filter(None, map(parse_segment, self._archive_files())))
+
+    def history(self, timeline: int) -> dict[int, int]:
+        """Read a timeline's ancestors from the archive, as `wal.parse_history`; timeline 1 has none."""
+        if timeline == 1:
+            return {}
+        name = f"{timeline:08X}.history"
+        path = next((path for path in self._archive_files(full_path=True) if path.rsplit("/", 1)[-1] == name), None)
+        if path is None:
+            raise SourceDataError(f"timeline {timeline} has no history file in the archive")
+        done = self._pgbackrest("repo-get", f"archive/{self.stanza}/{path}")
+        return parse_history(self._check(done, "repo-get").stdout)
+
+    def find_backup_before(self, *, timeline: int, lsn: int | None = None, at: datetime | None = None) -> Backup | None:
+        """
+        Find the newest backup from which a target can be reached.
+
+        Args:
+            timeline: The timeline to recover to.
+            lsn: The target's position; `None` is the end of the timeline.
+            at: The target's instant, aware; `None` is no limit.
+        """
+        history = self.history(timeline)
+        for backup in reversed(self.list_backups()):
+            if (
+                not backup.has_error
+                and leads_to(backup.timeline, backup.stop_lsn, target_timeline=timeline, history=history)
+                and (lsn is None or backup.stop_lsn <= lsn)
+                and (at is None or backup.ended_at < at)
+            ):
+                return backup
+        return None
+
+    def restore_command(self, backup: Backup, target: Sequence[str]) -> list[str]:
+        """Spell the restore of a backup into the leader's data directory, for a job that owns its volume."""
+        return [
+            "pgbackrest",
+            f"--stanza={self.stanza}",
+            "--log-level-console=detail",
+            "--delta",
+            f"--set={backup.id}",
+            *target,
+            "restore",
+        ]
+
+    def _info(self) -> dict[str, Any]:
+        done = self._check(self._pgbackrest("info", "--output=json"), "info")
+        try:
+            stanzas = [stanza for stanza in json.loads(done.stdout) if stanza["name"] == self.stanza]
+        except (ValueError, KeyError) as exc:
+            raise ExternalToolError(f"`pgbackrest info` answered with an unknown shape: {exc}") from exc
+        if not stanzas:
+            return {"status": {"code": _MISSING_STANZA_PATH, "message": "missing stanza path"}}
+        found: dict[str, Any] = stanzas[0]
+        return found
+
+    def _archive_files(self, *, full_path: bool = False) -> list[str]:
+        done = self._pgbackrest("repo-ls", "--output=json", "--recurse", f"archive/{self.stanza}")
+        listed = json.loads(self._check(done, "repo-ls").stdout or "{}")
+        newest_cluster = max(
+            (path.split("/")[0] for path in listed if path.split("/")[0][:1].isdigit()),
+            key=lambda name: [int(part) for part in name.split("-")],
+            default="",
+        )
+        paths = [
+            path for path, entry in listed.items() if entry["type"] == "file" and path.startswith(newest_cluster + "/")
+        ]
+        return paths if full_path else [path.rsplit("/", 1)[-1] for path in paths]
+
+    def _pgbackrest(self, *arguments: str, on_line: Callable[[str], None] | None = None) -> Finished:
+        command = ["pgbackrest", f"--stanza={self.stanza}", *arguments]
+        if self._containers.is_running(self.container):
+            return self._containers.execute(self.container, command, on_line=on_line)
+        return self._containers.run_job(self.container, command, on_line=on_line)
+
+    def _check(self, done: Finished, what: str) -> Finished:
+        if done.exit_code != 0:
+            raise ExternalToolError(
+                f"`pgbackrest {what}` failed with exit code {done.exit_code}:\n{done.last_words}",
+                hint="run `memharbor doctor`",
+            )
+        return done
+
+
+def _repository_errors(info: dict[str, Any]) -> str:
+    messages = [repo["status"]["message"] for repo in info.get("repo", []) if repo["status"]["code"] != _OK]
+    return "".join(f"\n{message}" for message in dict.fromkeys(messages))
+
+
+def _backup(raw: dict[str, Any]) -> Backup:
+    segment = parse_segment(raw["archive"]["start"])
+    if segment is None:
+        raise SourceDataError(f"backup `{raw['label']}` names no WAL segment")
+    size = raw["info"]
+    repository = size["repository"]
+    return Backup(
+        id=raw["label"],
+        type=raw["type"],
+        begun_at=datetime.fromtimestamp(raw["timestamp"]["start"], UTC),
+        ended_at=datetime.fromtimestamp(raw["timestamp"]["stop"], UTC),
+        database_bytes=size["size"],
+        # With block incremental the repository size of one backup is unknown; its own delta is what it added.
+        stored_bytes=repository.get("delta", repository.get("size", 0)),
+        timeline=segment.timeline,
+        start_lsn=parse_lsn(raw["lsn"]["start"]),
+        stop_lsn=parse_lsn(raw["lsn"]["stop"]),
+        start_segment=raw["archive"]["start"],
+        stop_segment=raw["archive"]["stop"],
+        references=tuple(raw.get("reference") or ()),
+        has_error=bool(raw.get("error")),
+        annotations=raw.get("annotation") or {},
+    )

@@ -1,0 +1,137 @@
+"""
+Positions in the write-ahead log: segments, LSNs, timelines. Pure.
+
+Source: PostgreSQL manual, WAL Internals (segment names of three times eight hexadecimal digits; 16 MiB each, as initdb
+makes them) and Backup, Timelines (history files).
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+
+SEGMENT_BYTES = 16 * 1024 * 1024
+_SEGMENTS_PER_ID = 0x1_0000_0000 // SEGMENT_BYTES
+_SEGMENT_NAME = re.compile(r"^([0-9A-F]{8})([0-9A-F]{8})([0-9A-F]{8})(?:$|[.-])")
+_RESTORE_POINT = re.compile(r"lsn: ([0-9A-F]+/[0-9A-F]+).* desc: RESTORE_POINT (.*)$")
+
+
+@dataclass(frozen=True, order=True)
+class Segment:
+    """One WAL segment; ordered by timeline, then by position."""
+
+    timeline: int
+    number: int
+
+    @property
+    def name(self) -> str:
+        """
+        The file name.
+
+        >>> Segment(1, 258).name
+        '000000010000000100000002'
+        """
+        return f"{self.timeline:08X}{self.number // _SEGMENTS_PER_ID:08X}{self.number % _SEGMENTS_PER_ID:08X}"
+
+
+def parse_segment(name: str) -> Segment | None:
+    """
+    Read a segment's file name, with or without pgBackRest's checksum and compression suffix; `None` for other files.
+
+    >>> parse_segment("000000010000000100000002-0a1b.zst")
+    Segment(timeline=1, number=258)
+    >>> parse_segment("00000002.history") is None
+    True
+    """
+    found = _SEGMENT_NAME.match(name)
+    if found is None or name.endswith((".partial", ".backup")):
+        return None
+    timeline, high, low = (int(part, 16) for part in found.groups())
+    return Segment(timeline, high * _SEGMENTS_PER_ID + low)
+
+
+def parse_lsn(text: str) -> int:
+    """
+    Read an LSN as a byte position.
+
+    >>> parse_lsn("1/16B3748")
+    4318771016
+    """
+    high, low = text.split("/")
+    return (int(high, 16) << 32) + int(low, 16)
+
+
+def format_lsn(lsn: int) -> str:
+    """
+    Write a byte position as an LSN.
+
+    >>> format_lsn(4318771016)
+    '1/16B3748'
+    """
+    return f"{lsn >> 32:X}/{lsn & 0xFFFFFFFF:X}"
+
+
+def find_gaps(segments: Iterable[Segment]) -> list[tuple[Segment, Segment]]:
+    """
+    List the holes between segments of one timeline, as pairs of the last one before and the first one after.
+
+    >>> find_gaps([Segment(1, 5), Segment(1, 6), Segment(1, 9), Segment(2, 9)])
+    [(Segment(timeline=1, number=6), Segment(timeline=1, number=9))]
+    """
+    ordered = sorted(set(segments))
+    return [
+        (before, after)
+        for before, after in zip(ordered, ordered[1:], strict=False)
+        if before.timeline == after.timeline and after.number != before.number + 1
+    ]
+
+
+@dataclass(frozen=True)
+class RestorePoint:
+    """A named restore point: where its record begins, and on which timeline it was written."""
+
+    name: str
+    timeline: int
+    lsn: int
+
+
+def parse_restore_points(timeline: int, waldump: str) -> list[RestorePoint]:
+    """
+    Read the named restore points out of `pg_waldump --rmgr=XLOG`, oldest first.
+
+    >>> line = "rmgr: XLOG len (rec/tot): 98/98, tx: 0, lsn: 0/03000110, prev 0/030000D8, desc: RESTORE_POINT before"
+    >>> parse_restore_points(1, line)
+    [RestorePoint(name='before', timeline=1, lsn=50331920)]
+    """
+    found = (_RESTORE_POINT.search(line) for line in waldump.splitlines())
+    return [RestorePoint(match[2], timeline, parse_lsn(match[1])) for match in found if match]
+
+
+def parse_history(text: str) -> dict[int, int]:
+    r"""
+    Read a timeline history file: each ancestor timeline with the LSN at which it was left.
+
+    >>> parse_history("1\t0/5000060\tat restore point \"before\"\n")
+    {1: 83886176}
+    """
+    rows = (line.split() for line in text.splitlines() if line.strip() and not line.lstrip().startswith("#"))
+    return {int(row[0]): parse_lsn(row[1]) for row in rows}
+
+
+def leads_to(timeline: int, stop_lsn: int, *, target_timeline: int, history: dict[int, int]) -> bool:
+    """
+    Tell whether a backup that ended at `stop_lsn` of `timeline` lies on the way to a target timeline.
+
+    Args:
+        timeline: The backup's timeline.
+        stop_lsn: Where the backup became consistent.
+        target_timeline: The timeline to recover to.
+        history: The target timeline's ancestors, as `parse_history` reads them.
+    """
+    return timeline == target_timeline or (timeline in history and stop_lsn <= history[timeline])
+
+
+def newest(segments: Sequence[Segment]) -> Segment | None:
+    """Pick the segment that is furthest on the newest timeline; `None` where there is none."""
+    return max(segments, default=None)

@@ -1,0 +1,140 @@
+"""`memharbor stack`."""
+
+from __future__ import annotations
+
+import os
+
+import click
+
+from memharbor.commands import common_options, dry_run_option, stack_option, yes_option
+from memharbor.output import Output
+
+_DSN_ROLES = ["app", "service", "readonly", "owner", "backup", "admin"]
+
+
+@click.group()
+def stack() -> None:
+    """Initialize a stack and show how to reach it."""
+
+
+@stack.command()
+@dry_run_option
+@stack_option
+@common_options
+def init(output: Output, stack: str, dry_run: bool) -> None:
+    """
+    Create a stack's config with its secrets and certificates; again, it changes nothing.
+
+    `MEMHARBOR_*` variables become the config of a new stack.
+
+    \b
+    Example:
+      memharbor stack init --stack dev
+    """
+    from memharbor.settings import settings_from_environment
+    from memharbor.stack_init import init_stack
+
+    report = init_stack(stack, settings_from_environment(os.environ), dry_run=dry_run)
+    output.result(report.as_data(), report.text)
+
+
+@stack.command()
+@stack_option
+@common_options
+def show(output: Output, stack: str) -> None:
+    """
+    Show a stack's nodes, endpoints and images; no secret.
+
+    \b
+    Example:
+      memharbor stack show
+    """
+    from memharbor.stack import read_outputs
+
+    data = read_outputs(stack).model_dump(mode="json", exclude={"passwords", "ca_certificate"})
+    output.result(data, "\n".join(f"{key}: {value}" for key, value in data.items()))
+
+
+@stack.command()
+@stack_option
+@common_options
+def inventory(output: Output, stack: str) -> None:
+    """
+    Print the Ansible inventory; no secret.
+
+    \b
+    Example:
+      memharbor stack inventory
+    """
+    import json
+
+    from memharbor.stack import inventory as ansible_inventory
+
+    data = ansible_inventory({**os.environ, "MEMHARBOR_STACK": stack})
+    output.result(data, json.dumps(data, indent=2))
+
+
+@stack.command()
+@click.argument("role", type=click.Choice(_DSN_ROLES))
+@click.option("--direct", is_flag=True, help="Straight to PostgreSQL instead of through the pool.")
+@click.option("--read-only", is_flag=True, help="The endpoint for reading.")
+@click.option("--session", is_flag=True, help="The session pool, for long work.")
+@stack_option
+@common_options
+def dsn(output: Output, role: str, direct: bool, read_only: bool, session: bool, stack: str) -> None:
+    """
+    Print the libpq URI of a role, with its password.
+
+    `admin` is PostgreSQL's superuser and always direct.
+
+    \b
+    Example:
+      psql "$(memharbor stack dsn app)"
+    """
+    from memharbor.target import find_target
+
+    uri = find_target(stack, os.environ.get("MEMHARBOR_DSN")).dsn(
+        role, direct=direct, read_only=read_only, session=session
+    )
+    output.result({"dsn": uri}, uri)
+
+
+@stack.command()
+@stack_option
+@common_options
+def env(output: Output, stack: str) -> None:
+    """
+    Print `export` lines with which programs connect, passwords included.
+
+    \b
+    Example:
+      eval "$(memharbor stack env)"
+    """
+    import shlex
+
+    from memharbor.stack import environment, read_outputs
+
+    variables = environment(read_outputs(stack))
+    output.result(variables, "\n".join(f"export {name}={shlex.quote(value)}" for name, value in variables.items()))
+
+
+@stack.command()
+@click.argument("name")
+@dry_run_option
+@yes_option
+@common_options
+def destroy(output: Output, name: str, dry_run: bool, yes: bool) -> None:
+    """
+    Delete a stack with its data and its secrets; it must be named.
+
+    \b
+    Example:
+      memharbor stack destroy dev --dry-run
+    """
+    from memharbor.commands import confirm
+    from memharbor.stack_init import destroy_stack
+
+    if not dry_run:
+        confirm(f"Delete stack {name} with all its memories and backups?", yes=yes)
+    report = destroy_stack(name, output, dry_run=dry_run)
+    output.result(report, f"{'would delete' if dry_run else 'deleted'}: {', '.join(report['deleted']) or 'nothing'}")

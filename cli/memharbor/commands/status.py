@@ -1,0 +1,27 @@
+"""`memharbor status`."""
+
+from __future__ import annotations
+
+import click
+
+from memharbor.commands import common_options, dsn_option, stack_option
+from memharbor.output import Output
+
+
+@click.command()
+@dsn_option
+@stack_option
+@common_options
+def status(output: Output, stack: str, dsn: str | None) -> None:
+    """
+    Show what runs, what is stored and how well it is backed up.
+
+    \b
+    Example:
+      memharbor status --output json
+    """
+    from memharbor.status import status_text, take_status
+    from memharbor.target import find_target
+
+    taken = take_status(find_target(stack, dsn))
+    output.result(taken, status_text(taken))

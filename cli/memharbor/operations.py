@@ -1,0 +1,69 @@
+"""
+A stack that is up, opened for operating: its outputs, its containers, its backups, its pooler.
+
+The one place where these are put together; commands ask here and pass them on.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+
+from memharbor.backup.engine import BackupEngine, OnPercent
+from memharbor.containers import Containers
+from memharbor.output import Output
+from memharbor.pooler import Pooler
+from memharbor.stack import StackOutputs, find_leader, read_outputs
+
+
+@dataclass(frozen=True)
+class OpenStack:
+    """What operating a stack needs."""
+
+    outputs: StackOutputs
+    containers: Containers
+    engine: BackupEngine
+    pooler: Pooler
+
+    @property
+    def pool_databases(self) -> list[str]:
+        """PgBouncer's names for the database: read-write, read-only, session."""
+        endpoints = self.outputs.endpoints
+        return sorted({endpoint.dbname for endpoint in (endpoints.pool, endpoints.pool_ro, endpoints.pool_session)})
+
+
+def open_stack(stack: str) -> OpenStack:
+    """
+    Open a stack for operating.
+
+    Raises:
+        ConfigError: The stack was never brought up.
+        ConnectError: No Docker engine answers.
+    """
+    outputs = read_outputs(stack)
+    containers = Containers()
+    engine = BackupEngine(containers, find_leader(outputs).container, outputs.stanza)
+    return OpenStack(outputs, containers, engine, Pooler(containers, outputs.containers["pgbouncer"]))
+
+
+def backup_engine(stack: str) -> BackupEngine:
+    """Open only a stack's backups."""
+    return open_stack(stack).engine
+
+
+@contextmanager
+def percent_progress(output: Output) -> Iterator[OnPercent]:
+    """Show a share of 100 on stderr while work goes on; on a terminal only."""
+    import sys
+
+    if output.format == "json" or not sys.stderr.isatty():
+        yield lambda percent: None
+        return
+    from rich.console import Console
+    from rich.progress import BarColumn, Progress, TaskProgressColumn, TimeElapsedColumn, TimeRemainingColumn
+
+    columns = (BarColumn(), TaskProgressColumn(), TimeElapsedColumn(), TimeRemainingColumn())
+    with Progress(*columns, console=Console(stderr=True), transient=True) as progress:
+        task = progress.add_task("", total=100)
+        yield lambda percent: progress.update(task, completed=percent)

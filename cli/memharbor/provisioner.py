@@ -1,0 +1,138 @@
+"""
+The Pulumi command line, with the environment that the project's `activate` sets.
+
+Must not decide anything about a stack; `memharbor.stack` and `memharbor.stack_init` do. Secrets go to Pulumi by stdin
+and come back on stdout, never as arguments.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from memharbor.errors import ConfigError, ExternalToolError
+from memharbor.process import run
+
+
+def find_checkout() -> Path:
+    """
+    Find the folder with Pulumi.yaml: above this package, or above the working directory.
+
+    Raises:
+        ConfigError: There is none; a stack can only be handled from a checkout.
+    """
+    places = [*Path(__file__).resolve().parents, Path.cwd(), *Path.cwd().parents]
+    for folder in places:
+        if (folder / "Pulumi.yaml").is_file() and (folder / "infra").is_dir():
+            return folder
+    raise ConfigError(
+        "a stack is handled from Memharbor's checkout, and this is none",
+        hint="run it there, or set MEMHARBOR_DSN to work with a database that Pulumi did not make",
+    )
+
+
+def private_folder() -> Path:
+    """Name the folder of what a checkout keeps to itself: Pulumi's state, the passphrase, the CA certificates."""
+    return find_checkout() / ".memharbor"
+
+
+def activated(environ: Mapping[str, str], checkout: Path, binaries: Path) -> dict[str, str]:
+    """
+    Complete an environment as `source .venv/bin/activate` does; what is set already wins.
+
+    Args:
+        environ: The environment so far.
+        checkout: Where Pulumi.yaml lies.
+        binaries: Folder of this Python, where the project's tools lie beside it.
+
+    >>> activated({"PATH": "/bin"}, Path("/co"), Path("/co/.venv/bin"))["PULUMI_BACKEND_URL"]
+    'file:///co/.memharbor/state'
+    """
+    path = environ.get("PATH", os.defpath)
+    completed = {**environ, "PULUMI_SKIP_UPDATE_CHECK": "true"}
+    if str(binaries) not in path.split(os.pathsep):
+        completed["PATH"] = f"{binaries}{os.pathsep}{path}"
+    completed.setdefault("PULUMI_BACKEND_URL", f"file://{checkout}/.memharbor/state")
+    if "PULUMI_CONFIG_PASSPHRASE" not in environ:
+        completed.setdefault("PULUMI_CONFIG_PASSPHRASE_FILE", f"{checkout}/.memharbor/passphrase")
+    return completed
+
+
+def pulumi(arguments: Sequence[str], *, hint: str | Sequence[str] = ()) -> str:
+    """
+    Run Pulumi in the checkout and return what it prints.
+
+    Raises:
+        ExternalToolError: It is missing or failed; its own words are in the message.
+    """
+    checkout = find_checkout()
+    environ = activated(os.environ, checkout, Path(sys.executable).parent)
+    tool = shutil.which("pulumi", path=environ["PATH"]) or "pulumi"
+    return run([tool, "--non-interactive", *arguments], cwd=checkout, environ=environ, hint=hint)
+
+
+def set_secret(stack: str, key: str, value: str) -> None:
+    """
+    Write a secret into a stack's config; Pulumi reads it from stdin and encrypts it.
+
+    Raises:
+        ExternalToolError: Pulumi refused; its own words are in the message.
+    """
+    checkout = find_checkout()
+    environ = activated(os.environ, checkout, Path(sys.executable).parent)
+    tool = shutil.which("pulumi", path=environ["PATH"]) or "pulumi"
+    command = [tool, "--non-interactive", "config", "set", "--secret", "--stack", stack, key]
+    done = subprocess.run(  # noqa: S603 - arguments are a list, no shell
+        command, cwd=checkout, env=environ, input=value, capture_output=True, text=True, check=False
+    )
+    if done.returncode != 0:
+        raise ExternalToolError(f"`pulumi config set {key}` failed with exit code {done.returncode}:\n{done.stderr}")
+
+
+def list_stacks() -> list[str]:
+    """List the stacks of this project in the present backend."""
+    return [str(entry["name"]).rsplit("/", 1)[-1] for entry in json.loads(pulumi(["stack", "ls", "--json"]))]
+
+
+def create_stack(stack: str) -> None:
+    """Create an empty stack in the present backend."""
+    pulumi(["stack", "init", "--stack", stack])
+
+
+def read_config(stack: str) -> dict[str, str]:
+    """Read a stack's config, secrets decrypted, by full key."""
+    entries = json.loads(pulumi(["config", "--json", "--show-secrets", "--stack", stack]))
+    return {key: str(entry.get("value", "")) for key, entry in entries.items()}
+
+
+def set_plain(stack: str, values: Mapping[str, str]) -> None:
+    """Write plain values into a stack's config, by full key; never secrets, since these are arguments."""
+    pairs = [part for key, value in values.items() for part in ("--plaintext", f"{key}={value}")]
+    pulumi(["config", "set-all", "--stack", stack, *pairs])
+
+
+def read_stack_outputs(stack: str) -> dict[str, Any]:
+    """Read a stack's outputs, secrets in clear; empty before the first `pulumi up`."""
+    outputs: dict[str, Any] = json.loads(pulumi(["stack", "output", "--json", "--show-secrets", "--stack", stack]))
+    return outputs
+
+
+def unprotect(stack: str) -> None:
+    """Allow all resources of a stack to be deleted; data volumes are still only forgotten, not deleted."""
+    pulumi(["state", "unprotect", "--all", "--yes", "--stack", stack])
+
+
+def destroy(stack: str) -> None:
+    """Delete the resources of a stack that are not protected."""
+    pulumi(["destroy", "--yes", "--skip-preview", "--stack", stack])
+
+
+def remove_stack(stack: str) -> None:
+    """Delete a stack's state and its config, secrets included."""
+    pulumi(["stack", "rm", "--yes", stack])

@@ -1,0 +1,115 @@
+"""
+Which database a command means: a stack of ours, or one that `MEMHARBOR_DSN` names.
+
+One place decides, so that every command and the Ansible module answer alike. Must not connect: it only says how.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from memharbor.errors import ConfigError
+from memharbor.settings import Settings, load_settings, settings_from_environment
+
+if TYPE_CHECKING:
+    import psycopg
+
+    from memharbor.stack import StackOutputs
+
+ROLES = ("owner", "app", "service", "readonly", "backup", "pooler", "replicator", "rewind")
+
+
+@dataclass(frozen=True)
+class Target:
+    """
+    A database and how to reach it.
+
+    `outputs` is None for a database that Pulumi did not make: what needs the host (physical backup, pooler) is not
+    to be had there.
+    """
+
+    name: str
+    settings: Settings
+    origins: Mapping[str, str]
+    outputs: StackOutputs | None
+    admin_dsn: str
+    passwords: Mapping[str, str]
+
+    def dsn(self, role: str, *, direct: bool = False, read_only: bool = False, session: bool = False) -> str:
+        """
+        Spell the libpq URI of a role, through the pool unless `direct`.
+
+        Raises:
+            ConfigError: The database is not ours and the role's password is not given.
+        """
+        if self.outputs is not None:
+            from memharbor.stack import dsn
+
+            return dsn(self.outputs, role, direct=direct, read_only=read_only, session=session)
+        if role == "admin":
+            return self.admin_dsn
+        if role not in self.passwords:
+            raise ConfigError(
+                f"the password of `memharbor_{role}` is not known for {self.name}",
+                hint=f"set MEMHARBOR_{role.upper()}_PASSWORD",
+            )
+        from psycopg.conninfo import conninfo_to_dict, make_conninfo
+
+        parts: dict[str, Any] = {**conninfo_to_dict(self.admin_dsn), "user": f"memharbor_{role}"}
+        return make_conninfo(**{**parts, "password": self.passwords[role]})
+
+    def connect(
+        self, role: str = "admin", *, dbname: str | None = None, autocommit: bool = False
+    ) -> psycopg.Connection[Any]:
+        """Connect straight to the server, not through the pool."""
+        from memharbor.database import connect
+
+        return connect(self.dsn(role, direct=True), dbname=dbname, autocommit=autocommit)
+
+    def stack_outputs(self, what: str) -> StackOutputs:
+        """
+        Get the stack's outputs for something that needs the host.
+
+        Raises:
+            ConfigError: The database is not a stack of ours; the hint names the way.
+        """
+        if self.outputs is None:
+            raise ConfigError(
+                f"{what} needs the database's host, and {self.name} was not made by `pulumi up`",
+                hint="use the provider's own backups, or move the memories into a stack of yours",
+            )
+        return self.outputs
+
+
+def find_target(stack: str, dsn: str | None = None, *, environ: Mapping[str, str] | None = None) -> Target:
+    """
+    Find the database that is meant: `dsn` where given, else the stack.
+
+    Args:
+        stack: Name of the stack.
+        dsn: libpq URI of a database that Pulumi did not make, for an administrator.
+        environ: Variables to read MEMHARBOR_* from; the process's own by default.
+
+    Raises:
+        ConfigError: The stack does not exist or was never brought up, or a setting is wrong.
+    """
+    environ = os.environ if environ is None else environ
+    layers: list[tuple[str, Mapping[str, Any]]] = [("environment", settings_from_environment(environ))]
+    if dsn:
+        settings, origins = load_settings(*layers)
+        passwords = {
+            role: environ[f"MEMHARBOR_{role.upper()}_PASSWORD"]
+            for role in ROLES
+            if environ.get(f"MEMHARBOR_{role.upper()}_PASSWORD")
+        }
+        return Target("the database of MEMHARBOR_DSN", settings, origins, None, dsn, passwords)
+    from memharbor.stack import dsn as stack_dsn
+    from memharbor.stack import read_outputs
+
+    outputs = read_outputs(stack)
+    settings, origins = load_settings(*layers, (f"stack {stack}", outputs.settings))
+    passwords = {role: outputs.passwords[role].get_secret_value() for role in ROLES if role in outputs.passwords}
+    return Target(f"stack {stack}", settings, origins, outputs, stack_dsn(outputs, "admin", direct=True), passwords)

@@ -1,0 +1,1 @@
+"""Memharbor's containers, networks, volumes and files, as a Pulumi program."""
