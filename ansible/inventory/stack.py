@@ -1,9 +1,7 @@
 #!/usr/bin/env python3
 """Print the inventory of MEMHARBOR_STACK (or of MEMHARBOR_DSN) for Ansible; it carries no secret."""
 
-import json
-import sys
+from memharbor.commands import main
 
-from memharbor.stack import inventory
-
-json.dump(inventory(), sys.stdout)
+if __name__ == "__main__":
+    main(["stack", "inventory", "--output", "json"])

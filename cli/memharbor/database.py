@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import Any, LiteralString, cast
+from typing import Any
 
 import psycopg
 from psycopg import conninfo
@@ -126,16 +126,7 @@ def server_text(exc: psycopg.Error) -> str:
 
 def run_statement(connection: Connection, statement: str) -> None:
     """Execute one rendered statement; `%` and `{` in it mean nothing."""
-    connection.execute(as_query(statement))
-
-
-def as_query(text: str) -> LiteralString:
-    """
-    Pass rendered text where psycopg's types ask for a literal.
-
-    What renders the text quotes every value (`memharbor.templates`), which is what that type is there to ensure.
-    """
-    return cast("LiteralString", text)
+    connection.execute(statement)
 
 
 @contextmanager

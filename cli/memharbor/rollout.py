@@ -7,10 +7,12 @@ The module is a thin edge over this; this is a thin edge over `memharbor.schema`
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from contextlib import closing
 from typing import Any
 
 from memharbor import schema
+from memharbor.database import Connection
 from memharbor.errors import ConfigError, VerificationError
 from memharbor.settings import load_settings
 from memharbor.target import Target, find_target
@@ -34,21 +36,105 @@ def roll_out(
         VerificationError: `verify` found a difference.
     """
     target = find_target(stack, os.environ.get("MEMHARBOR_DSN"))
+    _refuse_other_settings(target, settings)
+    actions: dict[str, Callable[[], dict[str, Any]]] = {
+        "roles": lambda: _roles(target, dry_run),
+        "database": lambda: _database(target, dry_run),
+        "apply": lambda: _apply(target, component, dry_run),
+        "tenant_indexes": lambda: _tenant_indexes(target, dry_run),
+        "verify": lambda: _verify(target, dry_run),
+    }
+    return actions[action]()
+
+
+def _refuse_other_settings(target: Target, settings: Mapping[str, Any]) -> None:
     given, _ = load_settings(("inventory", settings))
-    if target.outputs is not None and given != target.settings:
-        names = [name for name in type(given).model_fields if getattr(given, name) != getattr(target.settings, name)]
+    names = [name for name in type(given).model_fields if getattr(given, name) != getattr(target.settings, name)]
+    if names:
         raise ConfigError(
             f"the inventory and {target.name} differ in {', '.join(names)}",
             hint="change the stack's config with `pulumi config set`, then run `pulumi up`",
         )
-    if action == "roles":
-        return _roll_out_roles(target, dry_run)
-    if action == "database":
-        return _create_database(target, dry_run)
-    if action == "tenant_indexes":
-        return _roll_out_tenant_indexes(target, dry_run)
-    if action == "verify":
-        return _verify(target)
+
+
+def _roles(target: Target, dry_run: bool) -> dict[str, Any]:
+    def connect(dbname: str) -> Connection:
+        return target.connect(dbname=dbname)
+
+    report = schema.apply_roles(connect, target.settings, target.passwords, dry_run=dry_run)
+    return {
+        "changed": report.changed,
+        "applied": list(report.details),
+        "notices": list(report.notices),
+        "diff": _diff("roles", report.details),
+    }
+
+
+def _database(target: Target, dry_run: bool) -> dict[str, Any]:
+    if target.outputs is None:
+        return {"changed": False, "applied": [], "notices": ["the database of MEMHARBOR_DSN is taken as it is"]}
+    with closing(target.connect(dbname="postgres", autocommit=True)) as connection:
+        changed = schema.ensure_database(connection, target.settings, dry_run=dry_run)
+    applied = [f"database {target.settings.database}"] if changed else []
+    return {"changed": changed, "applied": applied, "notices": [], "diff": _diff("database", applied)}
+
+
+def _apply(target: Target, component: str | None, dry_run: bool) -> dict[str, Any]:
     if component is None:
         raise ConfigError("action `apply` needs a component")
-    return _apply(target, component, dry_run)
+    components = [component]
+    if dry_run and not _database_exists(target):
+        steps = schema.plan(None, target.settings, components=components)
+        names = [step.name for step in steps]
+        text = "\n".join(f"-- step {step.name}\n{step.step.sql}" for step in steps)
+        return {"changed": bool(names), "applied": names, "notices": [], "diff": {"before": "", "after": text}}
+    with closing(target.connect()) as connection:
+        report = schema.apply(connection, target.settings, components=components, dry_run=dry_run)
+    return {
+        "changed": report.changed,
+        "applied": list(report.applied),
+        "notices": list(report.notices),
+        "diff": _diff(component, report.differences or report.applied),
+    }
+
+
+def _tenant_indexes(target: Target, dry_run: bool) -> dict[str, Any]:
+    if dry_run and not _database_exists(target):
+        return {"changed": False, "applied": [], "notices": ["there is no memory yet"]}
+    with closing(target.connect()) as connection:
+        if dry_run and schema.current(connection) is None:
+            return {"changed": False, "applied": [], "notices": ["there is no memory yet"]}
+        report = schema.tenant_indexes(connection, target.settings, dry_run=dry_run)
+    # A user's id is the user's own data: the log says the index, not whom it is for.
+    applied = [f"create {index.index_name} of {index.row_count} rows" for index in report.created]
+    applied += [f"drop {index.index_name}" for index in report.dropped]
+    applied += [f"repair {name}" for name in report.repaired]
+    return {"changed": report.changed, "applied": applied, "notices": [], "diff": _diff("indexes", applied)}
+
+
+def _verify(target: Target, dry_run: bool) -> dict[str, Any]:
+    if dry_run and not _database_exists(target):
+        return {"changed": False, "applied": [], "notices": ["there is nothing to verify yet"]}
+    with closing(target.connect()) as connection:
+        if dry_run and schema.current(connection) is None:
+            return {"changed": False, "applied": [], "notices": ["there is nothing to verify yet"]}
+        findings = schema.verify(connection, target.settings)
+    if findings:
+        raise VerificationError(
+            f"{len(findings)} differences:\n" + "\n".join(f"{finding.message} ({finding.hint})" for finding in findings)
+        )
+    return {"changed": False, "applied": [], "notices": []}
+
+
+def _database_exists(target: Target) -> bool:
+    if target.outputs is None:
+        return True
+    with closing(target.connect(dbname="postgres", autocommit=True)) as connection:
+        row = connection.execute(
+            "select true from pg_catalog.pg_database where datname = %s", (target.settings.database,)
+        ).fetchone()
+    return row is not None
+
+
+def _diff(name: str, changes: Any) -> dict[str, str]:
+    return {"before": "", "after": "".join(f"{change}\n" for change in changes), "after_header": name}

@@ -10,10 +10,10 @@ import pulumi_docker as docker
 from memharbor.store_files import store_files
 from memharbor_infra.config import Configuration
 from memharbor_infra.files import ConfigurationFiles
-from memharbor_infra.hardening import hardened, scratch, serving
+from memharbor_infra.hardening import hardened, serving
+from memharbor_infra.mounts import STORE_SCRATCH, STORE_USER
 
 SERVICE = "backup-store"
-USER = "10001:10001"
 _STOP_SECONDS = 30
 
 
@@ -53,17 +53,17 @@ class BackupStore(pulumi.ComponentResource):
             container=container,
             files=store_files(configuration.secrets, container),
             carrier_image=carrier_image,
-            user=USER,
+            user=STORE_USER,
             opts=pulumi.ResourceOptions(parent=self),
         )
         server = docker.Container(
             container,
             **hardened(stack, SERVICE, container, memory_mb=settings.store_memory_mb),
             **serving(
-                container, user=USER, stack=stack, network=network, aliases=[SERVICE], stop_seconds=_STOP_SECONDS
+                container, user=STORE_USER, stack=stack, network=network, aliases=[SERVICE], stop_seconds=_STOP_SECONDS
             ),
             image=image,
-            tmpfs={"/run/memharbor": scratch(1, USER)},
+            tmpfs=STORE_SCRATCH,
             volumes=[docker.ContainerVolumeArgs(volume_name=volume, container_path="/data"), files.mount()],
             # Two gateways over one directory are not supported.
             opts=pulumi.ResourceOptions(parent=self, delete_before_replace=True),

@@ -12,10 +12,7 @@ import pulumi_docker as docker
 
 from memharbor.server_files import (
     DATA_ROOT,
-    LOCK_DIRECTORY,
     POSTGRES_PORT,
-    POSTGRES_SOCKET_DIRECTORY,
-    SPOOL_DIRECTORY,
     STANZA,
     postgres_files,
 )
@@ -23,10 +20,10 @@ from memharbor.settings import Settings
 from memharbor.stack_secrets import node_names
 from memharbor_infra.config import Configuration
 from memharbor_infra.files import ConfigurationFiles
-from memharbor_infra.hardening import hardened, scratch, serving
+from memharbor_infra.hardening import hardened, serving
+from memharbor_infra.mounts import POSTGRES_SCRATCH, POSTGRES_USER
 
 SERVICE = "postgres"
-USER = "101:101"
 # A fast shutdown writes a checkpoint and archives the last segment.
 _STOP_SECONDS = 120
 
@@ -102,7 +99,7 @@ class Database(pulumi.ComponentResource):
                 container=node.name,
                 files=postgres_files(configuration.settings, configuration.stack, configuration.secrets, node.name),
                 carrier_image=carrier_image,
-                user=USER,
+                user=POSTGRES_USER,
                 opts=pulumi.ResourceOptions(parent=self),
             )
             self.containers[node.name] = self._server(configuration, node, volumes[node.name], files, image, network)
@@ -131,7 +128,7 @@ class Database(pulumi.ComponentResource):
             **hardened(stack, SERVICE, node.name, memory_mb=settings.postgres_memory_mb),
             **serving(
                 node.name,
-                user=USER,
+                user=POSTGRES_USER,
                 stack=stack,
                 network=network,
                 aliases=list(node.aliases),
@@ -142,13 +139,7 @@ class Database(pulumi.ComponentResource):
             stop_signal="SIGINT",
             shm_size=settings.shm_size_mb,
             ports=ports,
-            tmpfs={
-                "/tmp": scratch(64, USER, mode="1777"),  # noqa: S108 - the container's own
-                POSTGRES_SOCKET_DIRECTORY: scratch(1, USER, mode="0775"),
-                LOCK_DIRECTORY: scratch(8, USER),
-                # Acknowledgements of archived WAL, and WAL fetched ahead of a recovery; losing it is safe.
-                SPOOL_DIRECTORY: scratch(256, USER, mode="0750"),
-            },
+            tmpfs=POSTGRES_SCRATCH,
             volumes=[docker.ContainerVolumeArgs(volume_name=volume, container_path=DATA_ROOT), files.mount()],
             # Its port and its data directory belong to one container at a time.
             opts=pulumi.ResourceOptions(parent=self, delete_before_replace=True),

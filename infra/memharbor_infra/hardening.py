@@ -74,14 +74,3 @@ def serving(
         "wait": True,
         "wait_timeout": 180,
     }
-
-
-def scratch(megabytes: int, user: str, mode: str = "0700") -> str:
-    """
-    Spell the options of a tmpfs mount.
-
-    >>> scratch(1, "101:101")
-    'rw,nosuid,nodev,noexec,uid=101,gid=101,mode=0700,size=1m'
-    """
-    uid, gid = user.split(":")
-    return f"rw,nosuid,nodev,noexec,uid={uid},gid={gid},mode={mode},size={megabytes}m"

@@ -9,13 +9,13 @@ from collections.abc import Sequence
 import pulumi
 import pulumi_docker as docker
 
-from memharbor.server_files import POOLER_PORT, POOLER_SOCKET_DIRECTORY, pgbouncer_files
+from memharbor.server_files import POOLER_PORT, pgbouncer_files
 from memharbor_infra.config import Configuration
 from memharbor_infra.files import ConfigurationFiles
-from memharbor_infra.hardening import hardened, scratch, serving
+from memharbor_infra.hardening import hardened, serving
+from memharbor_infra.mounts import POOLER_SCRATCH, POOLER_USER
 
 SERVICE = "pgbouncer"
-USER = "102:102"
 # Long enough for the transactions of an application; the session pool's clients would never end by themselves.
 _STOP_SECONDS = 10
 # Log, resolver, certificates, sockets of its own.
@@ -58,7 +58,7 @@ class Pooler(pulumi.ComponentResource):
                 container=container,
                 files=pgbouncer_files(settings, configuration.secrets, container),
                 carrier_image=carrier_image,
-                user=USER,
+                user=POOLER_USER,
                 opts=pulumi.ResourceOptions(parent=self),
             )
             open_files = settings.pool_max_clients + settings.max_connections + _OWN_FILES
@@ -66,7 +66,12 @@ class Pooler(pulumi.ComponentResource):
                 container,
                 **hardened(stack, SERVICE, container, memory_mb=settings.pool_memory_mb),
                 **serving(
-                    container, user=USER, stack=stack, network=network, aliases=[SERVICE], stop_seconds=_STOP_SECONDS
+                    container,
+                    user=POOLER_USER,
+                    stack=stack,
+                    network=network,
+                    aliases=[SERVICE],
+                    stop_seconds=_STOP_SECONDS,
                 ),
                 image=image,
                 ports=[
@@ -79,7 +84,7 @@ class Pooler(pulumi.ComponentResource):
                 ],
                 # One descriptor per client and per server connection, whatever the engine's default is.
                 ulimits=[docker.ContainerUlimitArgs(name="nofile", soft=open_files, hard=open_files)],
-                tmpfs={POOLER_SOCKET_DIRECTORY: scratch(1, USER)},
+                tmpfs=POOLER_SCRATCH,
                 volumes=[files.mount()],
                 opts=pulumi.ResourceOptions(parent=self, delete_before_replace=True),
             )

@@ -34,11 +34,13 @@ class Workshop:
     What the three tool steps share: descriptions, one probe of the official hosts, one builder.
     """
 
-    def __init__(self, context: Context, engine: EngineStep, python: Path) -> None:
+    def __init__(
+        self, context: Context, engine: EngineStep, python: Path, opener: downloads.Opener = downloads.open_url
+    ) -> None:
         self.context = context
         self.builder = GoBuilder(context, python)
         self._engine = engine
-        self._opener = downloads.open_url
+        self._opener = opener
         self._reachability: downloads.Reachability | None = None
         self._engine_architecture: str | None = None
 

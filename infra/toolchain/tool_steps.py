@@ -26,12 +26,7 @@ class PulumiStep(ToolStep):
         """Return what is linked into the environment, empty where the user's own Pulumi is used."""
         if self.choose(probe=False).source is Source.PATH or not self.bin.is_dir():
             return {}
-        wanted = ("pulumi", "pulumi-language-python", "pulumi-resource-pulumi-python")
-        return {
-            path.name: path
-            for path in self.bin.iterdir()
-            if path.name.startswith(wanted) and path.name != "pulumi-language-python-exec.cmd"
-        }
+        return {path.name: path for path in self.bin.iterdir() if _is_for_python(path.name)}
 
     def find_command(self) -> Path:
         """Return the `pulumi` to run."""

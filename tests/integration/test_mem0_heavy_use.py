@@ -13,11 +13,11 @@ from typing import Any
 
 import psycopg
 import pytest
+
 from memharbor import schema
 from memharbor.database import connect
 from memharbor.embedder import embed
 from memharbor.settings import Settings
-
 from tests import corpus
 from tests.memory_database import Server, memory_database
 from tests.unmodified_mem0 import Memories, Role, unmodified_mem0
@@ -36,8 +36,8 @@ def database(server: Server) -> str:
         if connection.execute("select count(*) from memories").fetchone() == (0,):
             assert corpus.load(connection, DIMS) == corpus.ROW_COUNT
             connection.execute("vacuum analyze memharbor.memories")
-            report = schema.tenant_indexes(connection, Settings(database=name, embedding_dims=DIMS))
-            assert report.created == (HEAVY_USER,)
+        report = schema.tenant_indexes(connection, Settings(database=name, embedding_dims=DIMS))
+        assert [index.user_id for index in (*report.created, *report.kept)] == [HEAVY_USER]
     return name
 
 

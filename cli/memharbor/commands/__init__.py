@@ -157,10 +157,15 @@ def load_command_settings(stack_settings: dict[str, Any] | None, stack: str) -> 
     return load_settings(*layers)[0]
 
 
-def main() -> None:
-    """Run the command line and end the process with a documented exit code."""
+def main(arguments: list[str] | None = None) -> None:
+    """
+    Run the command line and end the process with a documented exit code.
+
+    Args:
+        arguments: The words after `memharbor`; those of the process by default.
+    """
     try:
-        code = cli(standalone_mode=False)
+        code = cli(arguments, standalone_mode=False)
     except click.exceptions.Exit as exc:
         sys.exit(exc.exit_code)
     except click.ClickException as exc:

@@ -10,18 +10,15 @@ interrupted build left invalid is dropped. One roll-out at a time holds an advis
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Literal
 
-import psycopg
-import stamina
-
-from memharbor.database import Connection, as_query, run_statement, transaction, translated_errors
-from memharbor.errors import ConfigError, DatabaseError, StateRefusedError
-from memharbor.schema import ledger
+from memharbor.database import Connection, run_statement, transaction, translated_errors
+from memharbor.errors import ConfigError
+from memharbor.schema import ledger, refusals
 from memharbor.schema.fingerprint import (
     Catalog,
     Difference,
@@ -30,13 +27,9 @@ from memharbor.schema.fingerprint import (
     fingerprint_of,
     with_differences,
 )
-from memharbor.schema.migrations import LEDGER_COMPONENTS, PREREQUISITES, Step, contract_views, load_steps
+from memharbor.schema.migrations import LEDGER_COMPONENTS, Step, load_steps
+from memharbor.schema.sessions import concurrent_session, drop_invalid_indexes, retry_locks, session
 from memharbor.settings import Settings
-from memharbor.templates import render
-
-LOCK_ATTEMPTS = 5
-# lock_not_available, deadlock_detected. Source: PostgreSQL manual, Appendix A.
-_LOCK_SQLSTATES = ("55P03", "40P01")
 
 State = Literal["pending", "changed", "applied"]
 OnStatement = Callable[[str, int, int], None]
@@ -101,11 +94,12 @@ def plan(
         ConfigError: A component is unknown.
         StateRefusedError: The database was rolled out by a newer Memharbor.
     """
-    steps = _steps_of(components, load_steps(settings, root=root))
+    every = load_steps(settings, root=root)
+    steps = _steps_of(components, every)
     if connection is None:
         return tuple(PlannedStep(step, "pending", "the database does not exist") for step in steps)
     applied = ledger.read_applied(connection)
-    refuse_unknown(applied, load_steps(settings, root=root))
+    refusals.refuse_unknown(applied, every)
     recorded = ledger.read_recorded_catalog(connection)
     drift = differences(recorded, describe_catalog(connection)) if recorded is not None else ()
     return tuple(_plan_step(step, applied.get(step.name), drift) for step in steps)
@@ -155,16 +149,18 @@ def apply(
     with session(connection) as notices, ledger.advisory_lock(connection):
         planned = plan(connection, settings, components=components, root=root)
         todo = [item for item in planned if item.state != "applied"]
-        _refuse_other_dimensions(connection, settings)
-        _refuse_edited(todo)
-        missing = _find_missing_prerequisites(connection, settings, planned, root)
+        refusals.refuse_other_dimensions(connection, settings)
+        refusals.refuse_edited(item.step for item in todo if item.state == "changed")
+        missing = refusals.find_missing_prerequisite(
+            connection, {item.step.component for item in planned}, load_steps(settings, root=root)
+        )
         before = describe_catalog(connection)
         names = tuple(item.name for item in todo)
         if dry_run and missing:
             return ApplyReport(names, fingerprint_of(before), fingerprint_of(before), dry_run=True)
         if missing:
             raise missing
-        _refuse_taken_names(connection, tuple(item.step for item in planned))
+        refusals.refuse_taken_names(connection, (item.step for item in planned))
         run = _Run(connection, settings, progress or _ignore, on_statement or _ignore)
         if dry_run:
             after = run.rehearse(todo)
@@ -209,7 +205,7 @@ class _Run:
         for number, item in enumerate(todo, start=1):
             self.progress(item, number, len(todo))
             if item.step.transactional:
-                retry_locks(lambda step=item.step: self._apply_in_transaction(step), f"step `{item.name}`")  # type: ignore[misc]
+                retry_locks(partial(self._apply_in_transaction, item.step), f"step `{item.name}`")
             else:
                 self._apply_concurrently(item.step)
 
@@ -250,101 +246,6 @@ def _milliseconds_since(begun_at: float) -> int:
     return int((time.monotonic() - begun_at) * 1000)
 
 
-def retry_locks(work: Callable[[], None], what: str) -> None:
-    """
-    Run a transaction again while it cannot get a lock, a bounded number of times.
-
-    Raises:
-        StateRefusedError: The lock could not be had; nothing of `work` remains.
-    """
-    try:
-        for attempt in stamina.retry_context(
-            on=_is_lock_failure, attempts=LOCK_ATTEMPTS, timeout=None, wait_initial=0.2, wait_max=5.0, wait_jitter=1.0
-        ):
-            with attempt:
-                work()
-    except DatabaseError as exc:
-        if not _is_lock_failure(exc):
-            raise
-        raise StateRefusedError(
-            f"{what} could not get its locks in {LOCK_ATTEMPTS} attempts: {exc.message}",
-            hint="end the long transactions that `select * from pg_stat_activity order by xact_start` shows, then run it again",
-        ) from exc
-
-
-def _is_lock_failure(exc: Exception) -> bool:
-    return isinstance(exc.__cause__, psycopg.Error) and exc.__cause__.sqlstate in _LOCK_SQLSTATES
-
-
-@contextmanager
-def concurrent_session(connection: Connection) -> Iterator[None]:
-    """
-    Act as the owner outside a transaction, with an empty search path, and wait for others as long as it takes.
-
-    CREATE and DROP INDEX CONCURRENTLY wait for old transactions while nobody waits for them: giving up early would only
-    leave an invalid index behind.
-    """
-    present = {"search_path": "", "lock_timeout": "0", "statement_timeout": "0", "role": ledger.OWNER}
-    for name, value in present.items():
-        connection.execute("select pg_catalog.set_config(%s, %s, false)", (name, value))
-    try:
-        yield
-    finally:
-        if not connection.closed:
-            connection.execute("reset role")
-            for name in ("search_path", "lock_timeout", "statement_timeout"):
-                connection.execute(as_query(f"reset {name}"))
-
-
-def drop_invalid_indexes(connection: Connection) -> tuple[str, ...]:
-    """Drop what interrupted builds left behind and return the names; what is being built now is left alone."""
-    with transaction(connection):
-        rows = connection.execute(as_query(render("catalog/invalid_indexes.sql", {}))).fetchall()
-    names = tuple(row[0] for row in rows)
-    with concurrent_session(connection):
-        for name in names:
-            with translated_errors(f"drop the invalid index `{name}`"):
-                run_statement(connection, render("tenant/drop_index.sql", {"index_name": name}).rstrip().rstrip(";"))
-    return names
-
-
-@contextmanager
-def session(connection: Connection) -> Iterator[list[str]]:
-    """Collect notices, commit by statement, and refuse a pooled connection; all as before at the end."""
-    if connection.info.transaction_status != psycopg.pq.TransactionStatus.IDLE:
-        raise ValueError("the connection is inside a transaction")
-    autocommit = connection.autocommit
-    connection.autocommit = True
-    notices: list[str] = []
-
-    def collect(diagnostic: psycopg.errors.Diagnostic) -> None:
-        if (diagnostic.message_primary or "").startswith("skipped: "):
-            notices.append((diagnostic.message_primary or "").removeprefix("skipped: "))
-
-    connection.add_notice_handler(collect)
-    try:
-        refuse_pooler(connection)
-        yield notices
-    finally:
-        connection.remove_notice_handler(collect)
-        if not connection.closed:
-            connection.autocommit = autocommit
-
-
-def refuse_pooler(connection: Connection) -> None:
-    """
-    Refuse a transaction pool: session locks and settings would land on somebody else's server session.
-
-    A pooler tells its clients a process id of its own.
-    """
-    row = connection.execute("select pg_catalog.pg_backend_pid()").fetchone()
-    if row is None or row[0] != connection.info.backend_pid:
-        raise StateRefusedError(
-            "this connection goes through a pooler, and a roll-out needs a session of its own",
-            hint="connect straight to PostgreSQL, for instance with `memharbor stack dsn owner --direct`",
-        )
-
-
 def _steps_of(components: Sequence[str] | None, steps: tuple[Step, ...]) -> tuple[Step, ...]:
     if components is None:
         return steps
@@ -352,92 +253,3 @@ def _steps_of(components: Sequence[str] | None, steps: tuple[Step, ...]) -> tupl
     if unknown:
         raise ConfigError(f"`{unknown[0]}` is no component of the schema: choose from {', '.join(LEDGER_COMPONENTS)}")
     return tuple(step for step in steps if step.component in components)
-
-
-def refuse_unknown(applied: dict[str, ledger.AppliedStep], steps: tuple[Step, ...]) -> None:
-    known = {step.name for step in steps}
-    unknown = sorted(name for name, step in applied.items() if step.kind == "versioned" and name not in known)
-    if unknown:
-        raise StateRefusedError(
-            f"step `{unknown[-1]}` is applied to this database and unknown to this Memharbor: a newer one was here",
-            hint="use the newer Memharbor; to go back, run `memharbor schema downgrade` with it first",
-        )
-
-
-def _refuse_edited(todo: Sequence[PlannedStep]) -> None:
-    for item in todo:
-        if item.step.kind == "versioned" and item.state == "changed":
-            raise StateRefusedError(
-                f"the versioned step `{item.name}` was applied with another text than the present one",
-                hint=[
-                    "restore the template or setting it was applied with; changes belong into a new versioned step",
-                    "memharbor schema history",
-                ],
-            )
-
-
-def _refuse_other_dimensions(connection: Connection, settings: Settings) -> None:
-    with transaction(connection):
-        row = connection.execute(
-            """
-            select t.typname, a.atttypmod from pg_catalog.pg_attribute a
-            join pg_catalog.pg_type t on t.oid = a.atttypid
-            where a.attrelid = pg_catalog.to_regclass('memharbor.memories') and a.attname = 'embedding'
-            """
-        ).fetchone()
-    if row is not None and (row[0], row[1]) != (settings.embedding_type, settings.embedding_dims):
-        raise StateRefusedError(
-            f"this database holds embeddings of type {row[0]}({row[1]}), the settings say"
-            f" {settings.embedding_type}({settings.embedding_dims}), and dimensions cannot be changed in place",
-            hint=[
-                f"set embedding_dims to {row[1]}",
-                "or embed into a new database: set `database` to another name, roll out, `memharbor migrate embed`",
-            ],
-        )
-
-
-def _find_missing_prerequisites(
-    connection: Connection, settings: Settings, planned: tuple[PlannedStep, ...], root: Path | None
-) -> StateRefusedError | None:
-    with transaction(connection):
-        row = connection.execute("select pg_catalog.to_regrole(%s) is not null", (ledger.OWNER,)).fetchone()
-    if row is None or not row[0]:
-        return StateRefusedError(
-            f"role {ledger.OWNER} does not exist on this server",
-            hint="ansible-playbook ansible/playbooks/roles.yml",
-        )
-    here = {item.step.component for item in planned}
-    applied = ledger.read_applied(connection)
-    for component in sorted(here, key=LEDGER_COMPONENTS.index):
-        for needed in PREREQUISITES.get(component, ()):
-            pending = [
-                s.name for s in load_steps(settings, root=root) if s.component == needed and s.name not in applied
-            ]
-            if needed not in here and pending:
-                return StateRefusedError(
-                    f"component `{component}` needs `{needed}`, of which step `{pending[0]}` is not applied",
-                    hint=f"memharbor schema apply --component {needed}",
-                )
-    return None
-
-
-def _refuse_taken_names(connection: Connection, steps: tuple[Step, ...]) -> None:
-    with transaction(connection):
-        row = connection.execute(
-            """
-            select c.relname, c.relkind = 'v', pg_catalog.pg_get_userbyid(c.relowner) from pg_catalog.pg_class c
-            where c.relnamespace = 'public'::pg_catalog.regnamespace and c.relname = any (%s)
-              and not (c.relkind = 'v' and c.relowner = pg_catalog.to_regrole(%s))
-            order by c.relname
-            """,
-            (list(contract_views(steps)), ledger.OWNER),
-        ).fetchone()
-    if row is not None:
-        name, is_view, owner = row
-        raise StateRefusedError(
-            f"public.{name} is a {'view' if is_view else 'table'} of `{owner}` already, and Memharbor needs the name",
-            hint=[
-                f"alter {'view' if is_view else 'table'} public.{name} rename to {name}_old",
-                "memharbor migrate plan",
-            ],
-        )

@@ -16,9 +16,10 @@ from psycopg import sql
 
 from memharbor.database import Connection, run_statement, transaction, translated_errors
 from memharbor.errors import StateRefusedError, UsageError
-from memharbor.schema import applier, ledger
+from memharbor.schema import ledger, refusals
 from memharbor.schema.fingerprint import describe_catalog, differences, with_differences
 from memharbor.schema.migrations import Step, load_steps
+from memharbor.schema.sessions import retry_locks, session
 from memharbor.schema.statements import split_statements
 from memharbor.settings import Settings
 
@@ -62,10 +63,10 @@ def downgrade(
         UsageError: Neither or both of `to` and `steps` are given, or `to` is not applied.
         StateRefusedError: Rows would be lost, or another roll-out is running.
     """
-    with applier.session(connection), ledger.advisory_lock(connection):
+    with session(connection), ledger.advisory_lock(connection):
         every = load_steps(settings, root=root)
         applied = ledger.read_applied(connection)
-        applier.refuse_unknown(applied, every)
+        refusals.refuse_unknown(applied, every)
         versioned = sorted((s for s in every if s.kind == "versioned" and s.name in applied), key=lambda s: s.name)
         todo = _choose(versioned, to, steps)
         if not todo:
@@ -120,7 +121,7 @@ def _revert(connection: Connection, settings: Settings, todo: Sequence[Step]) ->
                 ledger.write_row(connection, step, "down", 0)
 
     before = describe_catalog(connection)
-    applier.retry_locks(work, "the downgrade")
+    retry_locks(work, "the downgrade")
     recorded = ledger.read_recorded_catalog(connection)
     after = describe_catalog(connection)
     ledger.record_catalog(

@@ -13,7 +13,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from memharbor.database import Connection, as_query, transaction, translated_errors
+from memharbor.database import Connection, transaction, translated_errors
 from memharbor.templates import render
 
 Catalog = dict[str, Any]
@@ -38,7 +38,7 @@ class Difference:
 def describe_catalog(connection: Connection) -> Catalog:
     """Describe everything of Memharbor's in the database, by names; keys are sorted."""
     with translated_errors("describe the catalog"), transaction(connection):
-        rows = connection.execute(as_query(render("catalog/describe.sql", {}))).fetchall()
+        rows = connection.execute(render("catalog/describe.sql", {})).fetchall()
     return dict(rows)
 
 

@@ -15,7 +15,7 @@ import psycopg
 import stamina
 from psycopg.types.json import Jsonb
 
-from memharbor.database import Connection, as_query, transaction, translated_errors
+from memharbor.database import Connection, transaction, translated_errors
 from memharbor.errors import StateRefusedError
 from memharbor.schema.fingerprint import Catalog, fingerprint_of
 from memharbor.schema.migrations import Step, split_header
@@ -70,7 +70,7 @@ def create_ledger(connection: Connection) -> None:
             if header.runs_as == "owner":
                 act_as(connection, OWNER)
             for statement in split_statements(sql):
-                connection.execute(as_query(statement))
+                connection.execute(statement)
             # The end of a savepoint does not take this back.
             act_as(connection, "none")
 

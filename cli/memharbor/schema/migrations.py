@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import hashlib
 import re
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
@@ -208,7 +208,7 @@ def split_header(sql: str, source: str) -> tuple[Header, str]:
     return header, "".join(lines[len(said) :])
 
 
-def contract_views(steps: tuple[Step, ...]) -> tuple[str, ...]:
+def contract_views(steps: Iterable[Step]) -> tuple[str, ...]:
     """List the views in schema public that the steps make."""
     pattern = re.compile(r"^create or replace view public\.(\w+)", re.MULTILINE)
     return tuple(name for step in steps for name in pattern.findall(step.sql))

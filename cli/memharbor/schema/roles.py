@@ -17,9 +17,9 @@ from psycopg import conninfo
 from memharbor.database import Connection, run_statement, transaction, translated_errors
 from memharbor.errors import ConfigError, ConnectError, StateRefusedError
 from memharbor.schema import ledger
-from memharbor.schema.applier import session
 from memharbor.schema.fingerprint import Difference, describe_catalog, differences, with_differences
 from memharbor.schema.passwords import encrypt_password, matches
+from memharbor.schema.sessions import session
 from memharbor.schema.statements import split_statements
 from memharbor.settings import Settings
 from memharbor.templates import render

@@ -11,12 +11,12 @@ import hashlib
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
-from memharbor.database import Connection, as_query, run_statement, transaction, translated_errors
+from memharbor.database import Connection, run_statement, transaction, translated_errors
 from memharbor.errors import StateRefusedError
 from memharbor.schema import ledger
-from memharbor.schema.applier import concurrent_session, drop_invalid_indexes, session
 from memharbor.schema.downgrade import SERVICE
 from memharbor.schema.migrations import context
+from memharbor.schema.sessions import concurrent_session, drop_invalid_indexes, session
 from memharbor.schema.statements import split_statements
 from memharbor.settings import Settings
 from memharbor.templates import render
@@ -174,7 +174,7 @@ def _refuse_missing_schema(connection: Connection) -> None:
 
 def _read_invalid(connection: Connection) -> tuple[str, ...]:
     with translated_errors("look for invalid indexes"), transaction(connection):
-        return tuple(row[0] for row in connection.execute(as_query(render("catalog/invalid_indexes.sql", {}))))
+        return tuple(row[0] for row in connection.execute(render("catalog/invalid_indexes.sql", {})))
 
 
 def _count_rows(connection: Connection, settings: Settings) -> dict[str, int]:
@@ -183,7 +183,7 @@ def _count_rows(connection: Connection, settings: Settings) -> dict[str, int]:
     # The service role, because its policy shows every row, also to an administrator who is no superuser.
     with translated_errors("count the memories of each user"), transaction(connection, role=SERVICE):
         connection.execute("set local statement_timeout = 0")
-        return dict(connection.execute(as_query(query)).fetchall())
+        return dict(connection.execute(query).fetchall())
 
 
 def _read_indexed(connection: Connection) -> set[str]:
