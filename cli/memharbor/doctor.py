@@ -176,7 +176,7 @@ def _pooler_guard(target: Target) -> Findings:
                 "pooler", "failed", f"{row['pooler']} lets a session's identity reach the next client", "pulumi up"
             )
         if row["key"] == "server_reset_query":
-            good = "app.user_id" in row["value"].lower()
+            good = any(reset in row["value"].lower() for reset in ("reset app.user_id", "reset all", "discard all"))
             cause = "identity is reset between clients" if good else "`server_reset_query` does not reset app.user_id"
             yield Finding("pooler", "ok" if good else "failed", cause, "" if good else "pulumi up")
     paused = sorted({row["name"] for row in opened.pooler.show("databases") if row["paused"] == "1"})

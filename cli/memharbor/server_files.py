@@ -37,8 +37,7 @@ STANZA = "main"
 STORE_BUCKET = "memharbor-backup"
 STORE_REGION = "us-east-1"
 
-# A restore pauses the pools and makes the clients wait. Five minutes cover the restore of about ten gigabytes and, by
-# far, a failover; a client that waits longer gets an error and tries again.
+# How long PgBouncer keeps a client waiting for a server.
 CLIENT_WAIT_SECONDS = 300
 
 # Connections that pools leave to administration, rollout, backup and monitoring.
@@ -92,6 +91,71 @@ def pool_limits(settings: Settings) -> dict[str, int]:
     return {"session": session, "read_only": read_only, "read_write": budget - session - read_only}
 
 
+# Sections of a file: a reason, and the values that it is the reason for.
+Section = tuple[str, Mapping[str, str | int]]
+
+_POSTGRES_FIXED: tuple[Section, ...] = (
+    (
+        "Server settings live in this file only.",
+        {"allow_alter_system": "off"},
+    ),
+    (
+        "Loads pgvector into each session, so that `hnsw.*` are known settings: a role that is not superuser may then"
+        " set them, and a wrong value is refused at once. Not shared_preload_libraries: pgvector allocates its lock"
+        " tranche in shared memory, which it cannot do while the server starts.",
+        {"session_preload_libraries": "vector"},
+    ),
+    (
+        "Planner. Tenant queries are short: compiling them costs more than it gives. Disks are solid state.",
+        {"jit": "off", "random_page_cost": "1.1", "track_io_timing": "on"},
+    ),
+    (
+        "TLS and logins. A client host that vanished is noticed after 5 + 2 * 3 seconds, not after two hours.",
+        {
+            "password_encryption": "scram-sha-256",
+            "ssl": "on",
+            "ssl_cert_file": f"{FILES_ROOT}/tls/server.crt",
+            "ssl_key_file": f"{FILES_ROOT}/tls/server.key",
+            "ssl_min_protocol_version": "TLSv1.3",
+            "tcp_keepalives_idle": 5,
+            "tcp_keepalives_interval": 2,
+            "tcp_keepalives_count": 3,
+        },
+    ),
+    (
+        "WAL and replication: what needs a restart is set for later topologies as well.",
+        {
+            "wal_level": "replica",
+            "wal_compression": "zstd",
+            "max_wal_size": "2GB",
+            "max_wal_senders": 10,
+            "max_replication_slots": 10,
+            "wal_keep_size": "256MB",
+            "hot_standby": "on",
+        },
+    ),
+    (
+        "Log to the container's stderr, and never a memory: no statement, no parameter, and no DETAIL line, which"
+        " quotes rows.",
+        {
+            "logging_collector": "off",
+            "log_destination": "stderr",
+            "log_line_prefix": "%m [%p] %q%u@%d/%a ",
+            "log_timezone": "UTC",
+            "timezone": "UTC",
+            "log_statement": "none",
+            "log_min_error_statement": "panic",
+            "log_min_duration_statement": -1,
+            "log_parameter_max_length": 0,
+            "log_parameter_max_length_on_error": 0,
+            "log_error_verbosity": "terse",
+            "log_lock_waits": "on",
+            "log_temp_files": "64MB",
+        },
+    ),
+)
+
+
 def render_postgresql_conf(settings: Settings, *, archive: bool = True) -> str:
     """
     Render `postgresql.conf`, the same for every node and topology.
@@ -100,96 +164,45 @@ def render_postgresql_conf(settings: Settings, *, archive: bool = True) -> str:
         settings: The stack's settings.
         archive: Whether WAL goes to the backup store; a server without a store (tests) says no.
     """
+    connections: Section = (
+        "Connections. Docker publishes the port, so the server listens on all of the container's addresses.",
+        {
+            "listen_addresses": "*",
+            "port": POSTGRES_PORT,
+            "unix_socket_directories": POSTGRES_SOCKET_DIRECTORY,
+            "max_connections": settings.max_connections,
+        },
+    )
+    archiving: Section = ("The archive.", {"archive_mode": "off"})
+    if archive:
+        archiving = (
+            archiving[0],
+            {
+                "archive_mode": "on",
+                "archive_command": f"pgbackrest --stanza={STANZA} archive-push %p",
+                "archive_timeout": f"{settings.archive_timeout_seconds}s",
+            },
+        )
+    sections = (connections, _memory(settings), archiving, *_POSTGRES_FIXED)
+    return _header("#") + "".join(f"\n{_comment('#', reason)}{_assignments(values)}" for reason, values in sections)
+
+
+def _memory(settings: Settings) -> Section:
     memory_mb, shared_mb = settings.postgres_memory_mb, settings.shared_buffers_mb
     maintenance_mb = settings.maintenance_work_mem_mb
-    # Half of what shared buffers and one index build leave, spread over all connections; a hash join takes several.
     work_kb = (memory_mb - shared_mb - maintenance_mb) * 1024 // 2 // settings.max_connections
-    sections: list[tuple[str, dict[str, str | int]]] = [
-        (
-            "Connections. The port is published by Docker, so the server listens on all of the container's addresses.",
-            {
-                "listen_addresses": "*",
-                "port": POSTGRES_PORT,
-                "unix_socket_directories": POSTGRES_SOCKET_DIRECTORY,
-                "max_connections": settings.max_connections,
-                "password_encryption": "scram-sha-256",
-                "ssl": "on",
-                "ssl_cert_file": f"{FILES_ROOT}/tls/server.crt",
-                "ssl_key_file": f"{FILES_ROOT}/tls/server.key",
-                "ssl_min_protocol_version": "TLSv1.3",
-                # A client host that vanished is noticed after 5 + 2 * 3 seconds, not after two hours.
-                "tcp_keepalives_idle": 5,
-                "tcp_keepalives_interval": 2,
-                "tcp_keepalives_count": 3,
-            },
-        ),
-        (
-            "Server settings live in this file only.",
-            {"allow_alter_system": "off"},
-        ),
-        (
-            "Loads pgvector into each session, so that `hnsw.*` are known settings: a role that is not superuser may"
-            " then set them, and a wrong value is refused at once. Not shared_preload_libraries: pgvector allocates"
-            " its lock tranche in shared memory, which it cannot do while the server starts.",
-            {"session_preload_libraries": "vector"},
-        ),
-        (
-            "Memory. Source: PostgreSQL manual, Resource Consumption; sizes follow the container's limit.",
-            {
-                "shared_buffers": f"{shared_mb}MB",
-                "effective_cache_size": f"{memory_mb * 3 // 4}MB",
-                "maintenance_work_mem": f"{maintenance_mb}MB",
-                # Three workers at maintenance_work_mem each would take the memory that is meant for one index build.
-                "autovacuum_work_mem": f"{max(16, maintenance_mb // 4)}MB",
-                "work_mem": f"{min(65536, max(2048, work_kb))}kB",
-            },
-        ),
-        (
-            "Planner. Tenant queries are short: compiling them costs more than it gives. Disks are solid state.",
-            {"jit": "off", "random_page_cost": "1.1", "track_io_timing": "on"},
-        ),
-        (
-            "WAL, archive, replication: the values that need a restart are set for later topologies as well.",
-            {
-                "wal_level": "replica",
-                "wal_compression": "zstd",
-                "max_wal_size": "2GB",
-                "max_wal_senders": 10,
-                "max_replication_slots": 10,
-                "wal_keep_size": "256MB",
-                "hot_standby": "on",
-                "archive_mode": "on" if archive else "off",
-                **(
-                    {
-                        "archive_command": f"pgbackrest --stanza={STANZA} archive-push %p",
-                        "archive_timeout": f"{settings.archive_timeout_seconds}s",
-                    }
-                    if archive
-                    else {}
-                ),
-            },
-        ),
-        (
-            "Log to the container's stderr, and never a memory: no statement, no parameter, and no DETAIL line, which"
-            " quotes rows.",
-            {
-                "logging_collector": "off",
-                "log_destination": "stderr",
-                "log_line_prefix": "%m [%p] %q%u@%d/%a ",
-                "log_timezone": "UTC",
-                "timezone": "UTC",
-                "log_statement": "none",
-                "log_min_error_statement": "panic",
-                "log_min_duration_statement": -1,
-                "log_parameter_max_length": 0,
-                "log_parameter_max_length_on_error": 0,
-                "log_error_verbosity": "terse",
-                "log_lock_waits": "on",
-                "log_temp_files": "64MB",
-            },
-        ),
-    ]
-    return _header("#") + "".join(f"\n{_comment('#', reason)}{_assignments(values)}" for reason, values in sections)
+    return (
+        "Memory follows the container's limit. work_mem: half of what shared buffers and one index build leave, spread"
+        " over all connections. autovacuum_work_mem: three workers at maintenance_work_mem each would take the memory"
+        " that is meant for one index build. Source: PostgreSQL manual, Resource Consumption.",
+        {
+            "shared_buffers": f"{shared_mb}MB",
+            "effective_cache_size": f"{memory_mb * 3 // 4}MB",
+            "maintenance_work_mem": f"{maintenance_mb}MB",
+            "autovacuum_work_mem": f"{max(16, maintenance_mb // 4)}MB",
+            "work_mem": f"{min(65536, max(2048, work_kb))}kB",
+        },
+    )
 
 
 def _comment(mark: str, text: str) -> str:
@@ -259,6 +272,69 @@ def render_pgbackrest_secrets(secrets: StackSecrets) -> str:
     )
 
 
+# `reset all` covers app.user_id, request.jwt.claims and whatever else a policy may read one day; it leaves the role,
+# which `reset session authorization` covers.
+SERVER_RESET_QUERY = (
+    "reset session authorization; reset all; close all; unlisten *; select pg_advisory_unlock_all(); discard temp"
+)
+
+_POOLER_FIXED: tuple[Section, ...] = (
+    (
+        "Clients: TLS on the network; the socket is for the administration console, by the same user only."
+        " JDBC sends extra_float_digits; ignoring `options` as well would silently drop what a client relies on.",
+        {
+            "listen_addr": "*",
+            "listen_port": POOLER_PORT,
+            "unix_socket_dir": POOLER_SOCKET_DIRECTORY,
+            "client_tls_sslmode": "require",
+            "client_tls_protocols": "tlsv1.3",
+            "client_tls_cert_file": f"{FILES_ROOT}/tls/server.crt",
+            "client_tls_key_file": f"{FILES_ROOT}/tls/server.key",
+            "ignore_startup_parameters": "extra_float_digits",
+        },
+    ),
+    (
+        "Who may log in is asked of the database, so that a new password needs no restart.",
+        {
+            "auth_type": "scram-sha-256",
+            "auth_user": ROLE_NAMES["pooler"],
+            "auth_query": "select username, secret from memharbor_pooler.lookup($1)",
+            "auth_file": f"{FILES_ROOT}/pgbouncer/users.txt",
+        },
+    ),
+    (
+        "What a client leaves on a server connection must not reach the next client: identity and every other"
+        " setting, a role, cursors WITH HOLD, temporary tables, listeners, advisory locks. `discard all` would do it"
+        " too, but also forget the prepared statements, at half of the throughput.",
+        {"server_reset_query": SERVER_RESET_QUERY, "server_reset_query_always": 1, "max_prepared_statements": 200},
+    ),
+    (
+        "Servers: verified TLS; failures are noticed and retried within seconds, not after the default 15.",
+        {
+            "server_tls_sslmode": "verify-full",
+            "server_tls_protocols": "tlsv1.3",
+            "server_tls_ca_file": f"{FILES_ROOT}/tls/ca.crt",
+            "server_login_retry": 1,
+            "server_connect_timeout": 3,
+            "dns_max_ttl": 2,
+            "tcp_keepidle": 5,
+            "tcp_keepintvl": 2,
+            "tcp_keepcnt": 3,
+            "tcp_user_timeout": 10000,
+        },
+    ),
+    (
+        "A restore or a switch of leader pauses the pools, and clients wait. Five minutes cover the restore of about"
+        " ten gigabytes and, by far, a failover; who waits longer gets an error and tries again.",
+        {"query_wait_timeout": CLIENT_WAIT_SECONDS, "client_login_timeout": CLIENT_WAIT_SECONDS},
+    ),
+    (
+        "Two lines per connection would fill the log and say nothing.",
+        {"log_connections": 0, "log_disconnections": 0, "log_stats": 0},
+    ),
+)
+
+
 def render_pgbouncer_ini(
     settings: Settings, *, host: str = "postgres", port: int = POSTGRES_PORT, any_database: bool = False
 ) -> str:
@@ -273,85 +349,28 @@ def render_pgbouncer_ini(
     """
     names, limits = pool_names(settings.database), pool_limits(settings)
     server = f"host={host} port={port}"
-    lines = [
-        f"{names['read_write']} = {server} dbname={settings.database} max_db_connections={limits['read_write']}",
-        f"{names['read_only']} = {server} dbname={settings.database} max_db_connections={limits['read_only']}",
-        f"{names['session']} = {server} dbname={settings.database} max_db_connections={limits['session']}"
+    target = f"{server} dbname={settings.database}"
+    databases = [
+        f"{names['read_write']} = {target} max_db_connections={limits['read_write']}",
+        f"{names['read_only']} = {target} max_db_connections={limits['read_only']}",
+        f"{names['session']} = {target} max_db_connections={limits['session']}"
         f" pool_mode=session pool_size={settings.pool_session_size}",
     ]
     if any_database:
-        lines.append(f"* = {server} max_db_connections={limits['read_write']}")
-    sections: list[tuple[str, dict[str, str | int]]] = [
-        (
-            "Clients: TLS on the network; the socket is for the administration console, by the same user only.",
-            {
-                "listen_addr": "*",
-                "listen_port": POOLER_PORT,
-                "unix_socket_dir": POOLER_SOCKET_DIRECTORY,
-                "max_client_conn": settings.pool_max_clients,
-                "client_tls_sslmode": "require",
-                "client_tls_protocols": "tlsv1.3",
-                "client_tls_cert_file": f"{FILES_ROOT}/tls/server.crt",
-                "client_tls_key_file": f"{FILES_ROOT}/tls/server.key",
-                # JDBC sends it; ignoring `options` as well would drop settings that a client relies on, silently.
-                "ignore_startup_parameters": "extra_float_digits",
-            },
-        ),
-        (
-            "Who may log in is asked of the database, so that a new password needs no restart.",
-            {
-                "auth_type": "scram-sha-256",
-                "auth_user": ROLE_NAMES["pooler"],
-                "auth_query": "select username, secret from memharbor_pooler.lookup($1)",
-                "auth_file": f"{FILES_ROOT}/pgbouncer/users.txt",
-            },
-        ),
-        (
-            "Pools.",
-            {"pool_mode": "transaction", "default_pool_size": settings.pool_size, "max_prepared_statements": 200},
-        ),
-        (
-            "What a client leaves on a server connection must not reach the next client: identity and every other"
-            " setting, a role, cursors WITH HOLD, temporary tables, listeners, advisory locks. `discard all` would do"
-            " it too, but also forget the prepared statements.",
-            {"server_reset_query": SERVER_RESET_QUERY, "server_reset_query_always": 1},
-        ),
-        (
-            "Servers: verified TLS; failures are noticed and retried within seconds, not after the default 15.",
-            {
-                "server_tls_sslmode": "verify-full",
-                "server_tls_protocols": "tlsv1.3",
-                "server_tls_ca_file": f"{FILES_ROOT}/tls/ca.crt",
-                "server_login_retry": 1,
-                "server_connect_timeout": 3,
-                "dns_max_ttl": 2,
-                "tcp_keepidle": 5,
-                "tcp_keepintvl": 2,
-                "tcp_keepcnt": 3,
-                "tcp_user_timeout": 10000,
-            },
-        ),
-        (
-            "A restore or a switch of leader pauses the pools; clients wait instead of failing.",
-            {"query_wait_timeout": CLIENT_WAIT_SECONDS, "client_login_timeout": CLIENT_WAIT_SECONDS},
-        ),
-        (
-            "Two lines per connection would fill the log and say nothing.",
-            {"log_connections": 0, "log_disconnections": 0, "log_stats": 0},
-        ),
-    ]
-    text = _header(";") + "\n[databases]\n" + "\n".join(lines) + "\n\n[pgbouncer]\n"
-    return text + "\n".join(
-        _comment(";", reason) + "".join(f"{name} = {value}\n" for name, value in values.items())
-        for reason, values in sections
+        databases.append(f"* = {server} max_db_connections={limits['read_write']}")
+    pools: Section = (
+        "Pools.",
+        {
+            "pool_mode": "transaction",
+            "default_pool_size": settings.pool_size,
+            "max_client_conn": settings.pool_max_clients,
+        },
     )
-
-
-# `reset all` covers app.user_id, request.jwt.claims and whatever else a policy may read one day; it leaves the role,
-# which `reset session authorization` covers.
-SERVER_RESET_QUERY = (
-    "reset session authorization; reset all; close all; unlisten *; select pg_advisory_unlock_all(); discard temp"
-)
+    sections = "\n".join(
+        _comment(";", reason) + "".join(f"{name} = {value}\n" for name, value in values.items())
+        for reason, values in (pools, *_POOLER_FIXED)
+    )
+    return _header(";") + "\n[databases]\n" + "\n".join(databases) + "\n\n[pgbouncer]\n" + sections
 
 
 def render_pgbouncer_users(secrets: StackSecrets) -> str:

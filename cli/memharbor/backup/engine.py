@@ -117,7 +117,7 @@ class BackupEngine:
             raise StateRefusedError(
                 "another backup of this stack is running", hint="wait, then run `memharbor backup list`"
             )
-        self._check(done, "backup")
+        self._check(done, "pgbackrest backup")
         created = [backup for backup in self.list_backups() if backup.id not in before]
         if not created or created[-1].has_error:
             raise ExternalToolError("pgBackRest reported success, but the repository lists no new good backup")
@@ -125,11 +125,16 @@ class BackupEngine:
 
     def create_stanza(self) -> None:
         """Create the stanza where it is missing; the same call again changes nothing."""
-        self._check(self._pgbackrest("stanza-create"), "stanza-create")
+        self._check(self._pgbackrest("stanza-create"), "pgbackrest stanza-create")
 
     def list_segments(self) -> list[Segment]:
         """List the archived WAL segments of the present cluster, in order."""
         return sorted(filter(None, map(parse_segment, self._archive_files())))
+
+    def list_live_segments(self) -> list[Segment]:
+        """List the segments in the server's own pg_wal, those that are not archived yet among them."""
+        done = self._run(["sh", "-c", 'ls "$PGDATA/pg_wal"'])
+        return sorted(filter(None, map(parse_segment, self._check(done, "ls pg_wal").stdout.split())))
 
     def history(self, timeline: int) -> dict[int, int]:
         """Read a timeline's ancestors from the archive, as `wal.parse_history`; timeline 1 has none."""
@@ -140,7 +145,7 @@ class BackupEngine:
         if path is None:
             raise SourceDataError(f"timeline {timeline} has no history file in the archive")
         done = self._pgbackrest("repo-get", f"archive/{self.stanza}/{path}")
-        return parse_history(self._check(done, "repo-get").stdout)
+        return parse_history(self._check(done, "pgbackrest repo-get").stdout)
 
     def find_backup_before(self, *, timeline: int, lsn: int | None = None, at: datetime | None = None) -> Backup | None:
         """
@@ -175,7 +180,7 @@ class BackupEngine:
         ]
 
     def _info(self) -> dict[str, Any]:
-        done = self._check(self._pgbackrest("info", "--output=json"), "info")
+        done = self._check(self._pgbackrest("info", "--output=json"), "pgbackrest info")
         try:
             stanzas = [stanza for stanza in json.loads(done.stdout) if stanza["name"] == self.stanza]
         except (ValueError, KeyError) as exc:
@@ -187,7 +192,7 @@ class BackupEngine:
 
     def _archive_files(self, *, full_path: bool = False) -> list[str]:
         done = self._pgbackrest("repo-ls", "--output=json", "--recurse", f"archive/{self.stanza}")
-        listed = json.loads(self._check(done, "repo-ls").stdout or "{}")
+        listed = json.loads(self._check(done, "pgbackrest repo-ls").stdout or "{}")
         newest_cluster = max(
             (path.split("/")[0] for path in listed if path.split("/")[0][:1].isdigit()),
             key=lambda name: [int(part) for part in name.split("-")],
@@ -199,7 +204,9 @@ class BackupEngine:
         return paths if full_path else [path.rsplit("/", 1)[-1] for path in paths]
 
     def _pgbackrest(self, *arguments: str, on_line: Callable[[str], None] | None = None) -> Finished:
-        command = ["pgbackrest", f"--stanza={self.stanza}", *arguments]
+        return self._run(["pgbackrest", f"--stanza={self.stanza}", *arguments], on_line=on_line)
+
+    def _run(self, command: list[str], *, on_line: Callable[[str], None] | None = None) -> Finished:
         if self._containers.is_running(self.container):
             return self._containers.execute(self.container, command, on_line=on_line)
         return self._containers.run_job(self.container, command, on_line=on_line)
@@ -207,7 +214,7 @@ class BackupEngine:
     def _check(self, done: Finished, what: str) -> Finished:
         if done.exit_code != 0:
             raise ExternalToolError(
-                f"`pgbackrest {what}` failed with exit code {done.exit_code}:\n{done.last_words}",
+                f"`{what}` failed with exit code {done.exit_code}:\n{done.last_words}",
                 hint="run `memharbor doctor`",
             )
         return done

@@ -32,16 +32,21 @@ from memharbor.pooler import Pooler
 PGDATA = "/var/lib/postgresql/18/data"
 RECOVERY_TIMEOUT_SECONDS = 3600
 
-# Fetches one archived segment and prints its named restore points. Runs inside the container, where pgBackRest is.
+# Prints the named restore points of segments: of the server's own where it still has them, else from the archive. Runs
+# inside the container. pg_waldump fails at the end of the last record that is written, after it has said all the others.
 _POINTS_OF_SEGMENTS = """
 set -eu
 stanza=$1; shift
 scratch=$(mktemp -d)
 trap 'rm -rf "$scratch"' EXIT
 for segment in "$@"; do
-  pgbackrest --stanza="$stanza" --no-archive-async archive-get "$segment" "$scratch/$segment" >&2
+  file=$PGDATA/pg_wal/$segment
+  if [ ! -f "$file" ]; then
+    file=$scratch/$segment
+    pgbackrest --stanza="$stanza" --no-archive-async archive-get "$segment" "$file" >&2
+  fi
   echo "segment $segment"
-  pg_waldump --quiet --rmgr=XLOG "$scratch/$segment" 2>/dev/null | grep RESTORE_POINT || true
+  pg_waldump --rmgr=XLOG "$file" 2>/dev/null | grep RESTORE_POINT || true
   rm -f "$scratch/$segment"
 done
 """
@@ -140,7 +145,8 @@ def _plan_to_name(
     last: Segment,
 ) -> RestorePlan:
     oldest = min(backup.start_lsn for backup in backups)
-    point = find_restore_point(engine, containers, segments, name, oldest_lsn=oldest)
+    live = [segment for segment in engine.list_live_segments() if segment.timeline >= last.timeline]
+    point = find_restore_point(engine, containers, sorted({*segments, *live}), name, oldest_lsn=oldest)
     if point is None:
         raise StateRefusedError(
             f"there is no restore point `{name}` in the archive",
@@ -174,7 +180,7 @@ def find_restore_point(
             raise ExternalToolError(
                 f"the archived WAL cannot be read:\n{done.last_words}", hint="run `memharbor doctor`"
             )
-        for part in done.stdout.split("segment ")[1:]:
+        for part in f"\n{done.stdout}".split("\nsegment ")[1:]:
             segment_name, _, waldump = part.partition("\n")
             points = parse_restore_points(int(segment_name[:8], 16), waldump)
             found = [point for point in points if point.name == name]

@@ -12,6 +12,8 @@ from memharbor.commands import common_options, confirm, dry_run_option, dsn_opti
 from memharbor.output import Output
 
 if TYPE_CHECKING:
+    import psycopg
+
     from memharbor.schema import ApplyReport, PlannedStep
     from memharbor.settings import Settings
     from memharbor.target import Target
@@ -106,7 +108,7 @@ def plan(output: Output, stack: str, dsn: str | None, components: tuple[str, ...
     from memharbor.target import find_target
 
     target = find_target(stack, dsn)
-    with closing(target.connect()) as connection:
+    with closing(_connect(target)) as connection:
         steps = library.plan(connection, target.settings, components=components or None)
     rows = [
         {"step": item.name, "component": item.step.component, "state": item.state, "reason": item.reason}
@@ -168,6 +170,10 @@ def upgrade(output: Output, stack: str, dsn: str | None, dry_run: bool) -> None:
     output.table(changes, ["component", "change"], empty="nothing changed")
 
 
+def _connect(target: Target) -> psycopg.Connection[Any]:
+    return target.connect(dbname=target.settings.database)
+
+
 def _apply_roles(output: Output, target: Target, *, dry_run: bool) -> list[dict[str, str]]:
     from memharbor import schema as library
 
@@ -193,7 +199,7 @@ def _apply_steps(
         output.note(f"[{number}/{total}] {item.step.component}: {item.name} ({item.reason})")
 
     try:
-        connection = target.connect(dbname=target.settings.database)
+        connection = _connect(target)
     except ConnectError:
         if not dry_run:
             raise
@@ -227,7 +233,7 @@ def _apply_tenant_indexes(output: Output, target: Target, *, dry_run: bool) -> l
         output.note(f"[{number}/{total}] {verb} the vector index of user `{user_id}`")
 
     try:
-        with closing(target.connect(dbname=target.settings.database)) as connection:
+        with closing(_connect(target)) as connection:
             report = library.tenant_indexes(connection, target.settings, dry_run=dry_run, progress=progress)
     except (ConnectError, StateRefusedError):
         if not dry_run:
@@ -259,7 +265,7 @@ def verify(output: Output, stack: str, dsn: str | None) -> int:
     from memharbor.target import find_target
 
     target = find_target(stack, dsn)
-    with closing(target.connect()) as connection:
+    with closing(_connect(target)) as connection:
         findings = library.verify(connection, target.settings)
     rows = [asdict(finding) for finding in findings]
     output.table(rows, ["kind", "message", "hint"], empty="everything is as it was rolled out")
@@ -281,7 +287,7 @@ def current(output: Output, stack: str, dsn: str | None) -> None:
     from memharbor import schema as library
     from memharbor.target import find_target
 
-    with closing(find_target(stack, dsn).connect()) as connection:
+    with closing(_connect(find_target(stack, dsn))) as connection:
         name = library.current(connection)
     output.result({"current": name}, name or "none")
 
@@ -303,7 +309,7 @@ def history(output: Output, stack: str, dsn: str | None) -> None:
     from memharbor import schema as library
     from memharbor.target import find_target
 
-    with closing(find_target(stack, dsn).connect()) as connection:
+    with closing(_connect(find_target(stack, dsn))) as connection:
         entries = library.history(connection)
     output.table(
         [asdict(entry) for entry in entries], ["applied_at", "name", "direction", "applied_by", "execution_ms"]
