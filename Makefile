@@ -4,7 +4,7 @@
 SHELL := /bin/bash
 .SHELLFLAGS := -eu -o pipefail -c
 .DEFAULT_GOAL := help
-.PHONY: help setup up down destroy test check golden docs soak clean
+.PHONY: help setup up down destroy test test-lint test-unit test-integration test-e2e check golden docs soak clean
 
 STACK ?= dev
 export MEMHARBOR_STACK := $(STACK)
@@ -24,39 +24,43 @@ up: setup ## stand a stack up: STACK=dev
 	$(activate) && ansible-playbook ansible/playbooks/site.yml
 	$(activate) && memharbor validate
 
-down: setup ## stop the stack's containers and keep its data
-	$(activate) && memharbor stack stop
+down: setup ## stop a stack: containers go, its data stays: STACK=dev
+	$(activate) && pulumi destroy --yes --skip-preview --exclude-protected --stack $(STACK)
 
-destroy: ## delete the stack and its data: STACK=dev CONFIRM=dev
+destroy: ## delete a stack with its data: STACK=dev CONFIRM=dev
 	@if [ "$(CONFIRM)" != "$(STACK)" ]; then \
-		echo 'error: refused to destroy stack `$(STACK)` with its data: it was not confirmed' >&2; \
-		echo 'hint: `make destroy STACK=$(STACK) CONFIRM=$(STACK)`' >&2; \
+		echo 'error: refused to delete stack `$(STACK)` with its data: it was not confirmed' >&2; \
+		echo 'hint: run `make destroy STACK=$(STACK) CONFIRM=$(STACK)`' >&2; \
 		exit 2; \
 	fi
 	@$(MAKE) --no-print-directory setup
-	$(activate) && memharbor stack destroy --stack $(STACK) --confirm $(CONFIRM)
+	$(activate) && memharbor stack destroy $(STACK) --yes
 
 # All layers run, also after one that failed; the last line of each says how it went.
-test: setup ## run the unit, integration and end-to-end tests
-	@$(activate) && mkdir -p build/junit && failed= && \
-	for layer in unit integration e2e; do \
+test: setup ## lint, then run the unit, integration and end-to-end tests
+	@mkdir -p build/junit; failed=; \
+	for layer in lint unit integration e2e; do \
 		begin=$$SECONDS result=passed; \
-		echo "pytest tests/$$layer -m 'not soak' --junitxml=build/junit/$$layer.xml"; \
-		pytest tests/$$layer -m 'not soak' --junitxml=build/junit/$$layer.xml || { result=failed; failed="$$failed $$layer"; }; \
+		$(MAKE) --no-print-directory "test-$$layer" || { result=failed; failed="$$failed $$layer"; }; \
 		echo "layer $$layer: $$result in $$((SECONDS - begin)) s"; \
-	done && \
+	done; \
 	if [ -n "$$failed" ]; then echo "error: failed layers:$$failed" >&2; exit 1; fi
 
-check: setup ## format, lint, types and unit tests
-	$(activate) && ruff format --check
-	$(activate) && ruff check
+test-unit test-integration test-e2e: test-%:
+	$(activate) && pytest tests/$* -m 'not soak' --junitxml=build/junit/$*.xml
+
+test-lint:
+	$(activate) && ruff format --check --quiet
+	$(activate) && ruff check --quiet
 	$(activate) && mypy
 	$(activate) && yamllint --strict .
-	$(activate) && ansible-lint --offline
-	$(activate) && sqlfluff lint tests/golden
-	$(activate) && git ls-files -z '*.sh' | xargs -0r shellcheck
+	$(activate) && ANSIBLE_INVENTORY=tests/data/inventory.yml ANSIBLE_INVENTORY_ENABLED=yaml ansible-lint --offline
+	$(activate) && sqlfluff lint --disable-progress-bar --nofail-on-warnings tests/golden/sql
+	$(activate) && git grep -lzE '^#!.*/(ba)?sh' -- docker .ci infra | xargs -0r shellcheck
 	$(activate) && codespell
 	$(activate) && git ls-files -z | xargs -0 detect-secrets-hook --baseline .secrets.baseline
+
+check: setup test-lint ## the inner loop: format, lint, types, secret scan and unit tests
 	$(activate) && pytest tests/unit
 
 golden: setup ## rewrite the golden files; review the diff

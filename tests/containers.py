@@ -23,13 +23,13 @@ import docker
 import docker.errors
 import pytest
 
+from memharbor.pooler_files import pgbouncer_files
 from memharbor.server_files import (
     DATA_ROOT,
     FILES_ROOT,
     POOLER_PORT,
     POSTGRES_PORT,
     ServerFile,
-    pgbouncer_files,
     postgres_files,
 )
 from memharbor.settings import Settings

@@ -44,7 +44,8 @@ def apply_roles(server: Server) -> schema.RolesReport:
 @cache
 def template_database(server: Server) -> str:
     """Roll the schema out once per session; nothing may connect to this database afterwards but to read."""
-    name = f"schema_template_{os.getpid()}"
+    name = "schema_template"
+    drop_database(server, name)
     apply_roles(server)
     with closing(admin_connection(server)) as connection:
         schema.ensure_database(connection, settings_for(name))

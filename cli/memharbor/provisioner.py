@@ -22,12 +22,12 @@ from memharbor.process import run
 
 def find_checkout() -> Path:
     """
-    Find the folder with Pulumi.yaml: above this package, or above the working directory.
+    Find the folder with Pulumi.yaml: above the working directory, or above this package.
 
     Raises:
         ConfigError: There is none; a stack can only be handled from a checkout.
     """
-    places = [*Path(__file__).resolve().parents, Path.cwd(), *Path.cwd().parents]
+    places = [Path.cwd(), *Path.cwd().parents, *Path(__file__).resolve().parents]
     for folder in places:
         if (folder / "Pulumi.yaml").is_file() and (folder / "infra").is_dir():
             return folder
@@ -101,8 +101,12 @@ def list_stacks() -> list[str]:
 
 
 def create_stack(stack: str) -> None:
-    """Create an empty stack in the present backend."""
-    pulumi(["stack", "init", "--stack", stack])
+    """
+    Create an empty stack in the present backend, and select it, so that `pulumi up` as typed means it.
+
+    Where PULUMI_STACK says which one is meant, the checkout's selection is left alone.
+    """
+    pulumi(["stack", "init", "--stack", stack, *(["--no-select"] if os.environ.get("PULUMI_STACK") else [])])
 
 
 def read_config(stack: str) -> dict[str, str]:

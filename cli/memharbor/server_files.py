@@ -1,11 +1,12 @@
 """
-Every configuration file of the servers, rendered from the settings: PostgreSQL, pgBackRest and PgBouncer.
+Every configuration file of a database node, rendered from the settings, and where files lie in a container.
 
-Pure: text in, text out. Read by the stack's program (which uploads the files), by the integration tests (which run the
-same images with the same files) and by `memharbor config pgbouncer`. This is the one place of server-wide settings:
-what belongs to a role or a database is `ALTER ROLE/DATABASE … SET` in `sql_templates/`, and `ALTER SYSTEM` is off.
+Pure: text in, text out. Read by the stack's program, which uploads the files, and by the integration tests, which run
+the same images with the same files. This is the one place of server-wide settings: what belongs to a role or a database
+is `ALTER ROLE/DATABASE … SET` in `sql_templates/`, and `ALTER SYSTEM` is off. PgBouncer's and the backup store's files
+are in `memharbor.pooler_files` and `memharbor.store_files`.
 
-Sources: PostgreSQL manual, Server Configuration; pgBackRest configuration reference; PgBouncer config manual.
+Sources: PostgreSQL manual, Server Configuration; pgBackRest configuration reference.
 """
 
 from __future__ import annotations
@@ -37,12 +38,6 @@ STANZA = "main"
 STORE_BUCKET = "memharbor-backup"
 STORE_REGION = "us-east-1"
 
-# How long PgBouncer keeps a client waiting for a server.
-CLIENT_WAIT_SECONDS = 300
-
-# Connections that pools leave to administration, rollout, backup and monitoring.
-RESERVED_CONNECTIONS = 10
-
 
 @dataclass(frozen=True)
 class ServerFile:
@@ -68,33 +63,23 @@ def repository_path(stack: str) -> str:
     return f"/pgbackrest/{stack}"
 
 
-def pool_names(database: str) -> dict[str, str]:
-    """
-    Name PgBouncer's databases: read-write and read-only in transactions, and one with a session per client.
-
-    >>> pool_names("memharbor")["read_only"]
-    'memharbor_ro'
-    """
-    return {"read_write": database, "read_only": f"{database}_ro", "session": f"{database}_session"}
-
-
-def pool_limits(settings: Settings) -> dict[str, int]:
-    """
-    Share PostgreSQL's connections among the pools so that all of them, full at once, never exceed what it accepts.
-
-    >>> pool_limits(Settings())
-    {'session': 20, 'read_only': 23, 'read_write': 47}
-    """
-    budget = settings.max_connections - RESERVED_CONNECTIONS
-    session = max(1, min(2 * settings.pool_session_size, budget // 3))
-    read_only = max(1, (budget - session) // 3)
-    return {"session": session, "read_only": read_only, "read_write": budget - session - read_only}
-
-
 # Sections of a file: a reason, and the values that it is the reason for.
 Section = tuple[str, Mapping[str, str | int]]
 
 _POSTGRES_FIXED: tuple[Section, ...] = (
+    (
+        "TLS and logins. A client host that vanished is noticed after 5 + 2 * 3 seconds, not after two hours.",
+        {
+            "password_encryption": "scram-sha-256",
+            "ssl": "on",
+            "ssl_cert_file": f"{FILES_ROOT}/tls/server.crt",
+            "ssl_key_file": f"{FILES_ROOT}/tls/server.key",
+            "ssl_min_protocol_version": "TLSv1.3",
+            "tcp_keepalives_idle": 5,
+            "tcp_keepalives_interval": 2,
+            "tcp_keepalives_count": 3,
+        },
+    ),
     (
         "Server settings live in this file only.",
         {"allow_alter_system": "off"},
@@ -108,19 +93,6 @@ _POSTGRES_FIXED: tuple[Section, ...] = (
     (
         "Planner. Tenant queries are short: compiling them costs more than it gives. Disks are solid state.",
         {"jit": "off", "random_page_cost": "1.1", "track_io_timing": "on"},
-    ),
-    (
-        "TLS and logins. A client host that vanished is noticed after 5 + 2 * 3 seconds, not after two hours.",
-        {
-            "password_encryption": "scram-sha-256",
-            "ssl": "on",
-            "ssl_cert_file": f"{FILES_ROOT}/tls/server.crt",
-            "ssl_key_file": f"{FILES_ROOT}/tls/server.key",
-            "ssl_min_protocol_version": "TLSv1.3",
-            "tcp_keepalives_idle": 5,
-            "tcp_keepalives_interval": 2,
-            "tcp_keepalives_count": 3,
-        },
     ),
     (
         "WAL and replication: what needs a restart is set for later topologies as well.",
@@ -184,7 +156,7 @@ def render_postgresql_conf(settings: Settings, *, archive: bool = True) -> str:
             },
         )
     sections = (connections, _memory(settings), archiving, *_POSTGRES_FIXED)
-    return _header("#") + "".join(f"\n{_comment('#', reason)}{_assignments(values)}" for reason, values in sections)
+    return header("#") + "".join(f"\n{comment('#', reason)}{_assignments(values)}" for reason, values in sections)
 
 
 def _memory(settings: Settings) -> Section:
@@ -205,7 +177,8 @@ def _memory(settings: Settings) -> Section:
     )
 
 
-def _comment(mark: str, text: str) -> str:
+def comment(mark: str, text: str) -> str:
+    """Write a comment of a configuration file, wrapped; `mark` begins its lines."""
     return textwrap.fill(text, 118, initial_indent=f"{mark} ", subsequent_indent=f"{mark} ") + "\n"
 
 
@@ -219,7 +192,7 @@ def render_pg_hba() -> str:
     """
     Render `pg_hba.conf`: the superuser by the socket's peer, everybody else by scram, and nothing without TLS.
     """
-    return _header("#") + (
+    return header("#") + (
         "local   all         postgres              peer\n"
         "local   all         all                   scram-sha-256\n"
         f"hostssl replication {ROLE_NAMES['replicator']}  all  scram-sha-256\n"
@@ -229,7 +202,7 @@ def render_pg_hba() -> str:
 
 def render_pgbackrest_conf(settings: Settings, stack: str) -> str:
     """Render `pgbackrest.conf`, the same on every node; it holds no secret."""
-    return _header("#") + (
+    return header("#") + (
         "[global]\n"
         "repo1-type=s3\n"
         f"repo1-path={repository_path(stack)}\n"
@@ -272,112 +245,6 @@ def render_pgbackrest_secrets(secrets: StackSecrets) -> str:
     )
 
 
-# `reset all` covers app.user_id, request.jwt.claims and whatever else a policy may read one day; it leaves the role,
-# which `reset session authorization` covers.
-SERVER_RESET_QUERY = (
-    "reset session authorization; reset all; close all; unlisten *; select pg_advisory_unlock_all(); discard temp"
-)
-
-_POOLER_FIXED: tuple[Section, ...] = (
-    (
-        "Clients: TLS on the network; the socket is for the administration console, by the same user only."
-        " JDBC sends extra_float_digits; ignoring `options` as well would silently drop what a client relies on.",
-        {
-            "listen_addr": "*",
-            "listen_port": POOLER_PORT,
-            "unix_socket_dir": POOLER_SOCKET_DIRECTORY,
-            "client_tls_sslmode": "require",
-            "client_tls_protocols": "tlsv1.3",
-            "client_tls_cert_file": f"{FILES_ROOT}/tls/server.crt",
-            "client_tls_key_file": f"{FILES_ROOT}/tls/server.key",
-            "ignore_startup_parameters": "extra_float_digits",
-        },
-    ),
-    (
-        "Who may log in is asked of the database, so that a new password needs no restart.",
-        {
-            "auth_type": "scram-sha-256",
-            "auth_user": ROLE_NAMES["pooler"],
-            "auth_query": "select username, secret from memharbor_pooler.lookup($1)",
-            "auth_file": f"{FILES_ROOT}/pgbouncer/users.txt",
-        },
-    ),
-    (
-        "What a client leaves on a server connection must not reach the next client: identity and every other"
-        " setting, a role, cursors WITH HOLD, temporary tables, listeners, advisory locks. `discard all` would do it"
-        " too, but also forget the prepared statements, at half of the throughput.",
-        {"server_reset_query": SERVER_RESET_QUERY, "server_reset_query_always": 1, "max_prepared_statements": 200},
-    ),
-    (
-        "Servers: verified TLS; failures are noticed and retried within seconds, not after the default 15.",
-        {
-            "server_tls_sslmode": "verify-full",
-            "server_tls_protocols": "tlsv1.3",
-            "server_tls_ca_file": f"{FILES_ROOT}/tls/ca.crt",
-            "server_login_retry": 1,
-            "server_connect_timeout": 3,
-            "dns_max_ttl": 2,
-            "tcp_keepidle": 5,
-            "tcp_keepintvl": 2,
-            "tcp_keepcnt": 3,
-            "tcp_user_timeout": 10000,
-        },
-    ),
-    (
-        "A restore or a switch of leader pauses the pools, and clients wait. Five minutes cover the restore of about"
-        " ten gigabytes and, by far, a failover; who waits longer gets an error and tries again.",
-        {"query_wait_timeout": CLIENT_WAIT_SECONDS, "client_login_timeout": CLIENT_WAIT_SECONDS},
-    ),
-    (
-        "Two lines per connection would fill the log and say nothing.",
-        {"log_connections": 0, "log_disconnections": 0, "log_stats": 0},
-    ),
-)
-
-
-def render_pgbouncer_ini(
-    settings: Settings, *, host: str = "postgres", port: int = POSTGRES_PORT, any_database: bool = False
-) -> str:
-    """
-    Render `pgbouncer.ini`.
-
-    Args:
-        settings: The stack's settings.
-        host: The service that leads to the database, never a node.
-        port: Its port.
-        any_database: Also pool every database under its own name; for tests, which make databases as they go.
-    """
-    names, limits = pool_names(settings.database), pool_limits(settings)
-    server = f"host={host} port={port}"
-    target = f"{server} dbname={settings.database}"
-    databases = [
-        f"{names['read_write']} = {target} max_db_connections={limits['read_write']}",
-        f"{names['read_only']} = {target} max_db_connections={limits['read_only']}",
-        f"{names['session']} = {target} max_db_connections={limits['session']}"
-        f" pool_mode=session pool_size={settings.pool_session_size}",
-    ]
-    if any_database:
-        databases.append(f"* = {server} max_db_connections={limits['read_write']}")
-    pools: Section = (
-        "Pools.",
-        {
-            "pool_mode": "transaction",
-            "default_pool_size": settings.pool_size,
-            "max_client_conn": settings.pool_max_clients,
-        },
-    )
-    sections = "\n".join(
-        _comment(";", reason) + "".join(f"{name} = {value}\n" for name, value in values.items())
-        for reason, values in (pools, *_POOLER_FIXED)
-    )
-    return _header(";") + "\n[databases]\n" + "\n".join(databases) + "\n\n[pgbouncer]\n" + sections
-
-
-def render_pgbouncer_users(secrets: StackSecrets) -> str:
-    """Render PgBouncer's `auth_file`: only the role that asks the database for everybody else."""
-    return f'"{ROLE_NAMES["pooler"]}" "{secrets.passwords["pooler"]}"\n'
-
-
 def postgres_files(
     settings: Settings, stack: str, secrets: StackSecrets, node: str, *, archive: bool = True
 ) -> tuple[ServerFile, ...]:
@@ -406,17 +273,6 @@ def postgres_files(
     )
 
 
-def pgbouncer_files(
-    settings: Settings, secrets: StackSecrets, node: str, *, any_database: bool = False
-) -> tuple[ServerFile, ...]:
-    """List the files of one PgBouncer; the arguments are those of `postgres_files` and `render_pgbouncer_ini`."""
-    return (
-        ServerFile("pgbouncer/pgbouncer.ini", render_pgbouncer_ini(settings, any_database=any_database)),
-        ServerFile("pgbouncer/users.txt", render_pgbouncer_users(secrets), is_secret=True),
-        *tls_files(secrets, node),
-    )
-
-
 def tls_files(secrets: StackSecrets, node: str) -> tuple[ServerFile, ...]:
     """List what every server has: the CA's certificate, and its own certificate and key."""
     pair = secrets.certificates[node]
@@ -427,5 +283,6 @@ def tls_files(secrets: StackSecrets, node: str) -> tuple[ServerFile, ...]:
     )
 
 
-def _header(comment: str) -> str:
-    return f"{comment} Written by `pulumi up` from the stack's settings; a change made here is lost.\n"
+def header(mark: str) -> str:
+    """Write the first line of a configuration file."""
+    return f"{mark} Written by `pulumi up` from the stack's settings; a change made here is lost.\n"

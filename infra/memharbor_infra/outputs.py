@@ -9,13 +9,13 @@ from typing import Any
 
 import pulumi
 
+from memharbor.pooler_files import pool_names
 from memharbor.server_files import (
     POSTGRES_PORT,
     STANZA,
     STORE_BUCKET,
     STORE_PORT,
     STORE_REGION,
-    pool_names,
     repository_path,
 )
 from memharbor_infra.config import Configuration

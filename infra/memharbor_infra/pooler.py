@@ -9,7 +9,8 @@ from collections.abc import Sequence
 import pulumi
 import pulumi_docker as docker
 
-from memharbor.server_files import POOLER_PORT, pgbouncer_files
+from memharbor.pooler_files import pgbouncer_files
+from memharbor.server_files import POOLER_PORT
 from memharbor_infra.config import Configuration
 from memharbor_infra.files import ConfigurationFiles
 from memharbor_infra.hardening import hardened, serving

@@ -142,7 +142,7 @@ class EngineClient:
         finally:
             connection.close()
             if process is not None:
-                process.terminate()
+                process.kill()
                 process.wait()
 
     def _open_tcp(self, name: str, port: int | None, timeout_seconds: float) -> socket.socket:

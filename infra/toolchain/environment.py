@@ -7,6 +7,7 @@ from __future__ import annotations
 import hashlib
 import importlib.util
 import json
+import os
 import shutil
 import sys
 from pathlib import Path
@@ -54,9 +55,13 @@ class EnvironmentStep:
         base = f"{_python_version()} {find_base_python()} {self.folder}"
         return {"base": base, "requirements": hash_file(self._lock, base)}
 
+    def _has_python(self) -> bool:
+        # A link whose interpreter was removed, or lies where this user may not look, is as good as none.
+        return os.access(self.python, os.X_OK)
+
     def inspect(self) -> Finding:
         """Look, quickly, and change nothing."""
-        stamp, wanted = self.stamp.read() if self.python.exists() else {}, self._wanted()
+        stamp, wanted = self.stamp.read() if self._has_python() else {}, self._wanted()
         if wanted.items() <= stamp.items():
             reason = f"requirements.lock, sha256 {hash_file(self._lock)[:12]}"
             return Finding(self.name, True, _python_version(), "package index", reason, str(self.folder))
@@ -81,7 +86,7 @@ class EnvironmentStep:
     def provide(self) -> None:
         """Bring it about."""
         wanted, log, run = self._wanted(), self._context.cache.log("python-packages"), self._context.machine.run
-        if self.stamp.read().get("base") != wanted["base"] or not self.python.exists():
+        if self.stamp.read().get("base") != wanted["base"] or not self._has_python():
             shutil.rmtree(self.folder, ignore_errors=True)
             command = [str(find_base_python()), "-m", "venv", str(self.folder)]
             run(command, purpose="make the virtual environment `.venv`", log=log)

@@ -114,11 +114,12 @@ described (key, value) as (
 
   union all
   select 'leakproof ' || p.oid::regprocedure::text, to_jsonb(p.proleakproof)
-  from pg_catalog.pg_proc p
-  where p.oid in (
-    'pg_catalog.jsonb_object_field_text(jsonb, text)'::regprocedure,
-    'pg_catalog.ts_match_vq(tsvector, tsquery)'::regprocedure,
-    'pg_catalog.to_tsvector(regconfig, text)'::regprocedure)
+  from unnest(array[
+    'pg_catalog.jsonb_object_field_text(jsonb, text)',
+    'pg_catalog.ts_match_vq(tsvector, tsquery)',
+    'pg_catalog.to_tsvector(regconfig, text)'
+  ]::regprocedure[]) marked (oid)
+  join pg_catalog.pg_proc p on p.oid = marked.oid
 
   union all
   select 'extension ' || e.extname, to_jsonb(n.nspname)

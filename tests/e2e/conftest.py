@@ -90,6 +90,8 @@ def stack_environment(name: str, folder: Path, dims: int) -> dict[str, str]:
         "NO_COLOR": "1",
         "MEM0_TELEMETRY": "False",
         "MEMHARBOR_STACK": name,
+        "PULUMI_STACK": name,
+        "STACK": name,
         "MEMHARBOR_POSTGRES_PORT": str(free_port()),
         "MEMHARBOR_POOL_PORT": str(free_port()),
         "MEMHARBOR_EMBEDDING_DIMS": str(dims),

@@ -12,7 +12,6 @@ import time
 from typing import Any
 
 import psycopg
-import pytest
 
 from tests import corpus
 from tests.e2e.conftest import ROOT, Stack

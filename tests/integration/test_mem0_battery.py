@@ -135,7 +135,7 @@ def test_a_search_explains_its_scores_with_keywords(alice: Person) -> None:
     assert details["bm25_score"] > 0
 
 
-OPERATORS = {
+OPERATORS: dict[str, tuple[dict[str, Any], set[str]]] = {
     "equality": ({"topic": "food"}, {"a", "b"}),
     "a list": ({"topic": ["food", "work"]}, {"a", "b", "c"}),
     "any value": ({"rare": "*"}, {"c"}),
@@ -160,17 +160,15 @@ OPERATORS = {
 }
 
 
-@pytest.mark.parametrize(("filters", "expected"), OPERATORS.values(), ids=OPERATORS)
-def test_every_filter_operator_answers_for_its_user_only(
-    alice: Person, bob: Person, filters: dict[str, Any], expected: set[str]
-) -> None:
+def test_every_filter_operator_answers_for_its_user_only(alice: Person, bob: Person) -> None:
     alice.add("a", topic="food", importance=1, confirmed=True, title="sold 50%_off")
     alice.add("b", topic="food", importance=2, confirmed=False, title="green tea")
     alice.add("c", topic="work", importance=3, confirmed=True, title="report 50 of", rare="x")
     alice.add("d", topic="home", importance=4, confirmed=False, title="roof")
     # Matches where it can, and cannot be compared as a number.
     bob.add("bob's", topic="food", importance="high", confirmed=True, title="sold 50%_off green", rare="y")
-    assert alice.texts(**filters) == expected
+    found = {name: alice.texts(**filters) for name, (filters, _) in OPERATORS.items()}
+    assert found == {name: expected for name, (_, expected) in OPERATORS.items()}
 
 
 def test_an_update_replaces_text_vector_and_hash(alice: Person) -> None:

@@ -13,6 +13,7 @@ from pathlib import Path
 import click
 import pytest
 import yaml
+
 from memharbor import errors, versions
 from memharbor.commands import COMMANDS, cli
 from memharbor.settings import Settings

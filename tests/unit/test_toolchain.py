@@ -654,7 +654,7 @@ def test_packages_are_installed_again_when_the_lock_changes(
     (checkout / ".venv" / "bin").mkdir(parents=True)
     (checkout / "requirements.lock").write_text("one==1\n")
     step = environment.EnvironmentStep(replace(context, checkout=checkout))
-    step.python.touch()
+    step.python.touch(mode=0o755)
     step.stamp.write({"base": step._wanted()["base"]})
     assert step.inspect().present is False
     step.provide()

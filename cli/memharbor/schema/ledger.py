@@ -162,7 +162,7 @@ def advisory_lock(connection: Connection, *, wait_seconds: float = ADVISORY_LOCK
 
     try:
         for attempt in stamina.retry_context(
-            on=_LockedError, attempts=None, timeout=wait_seconds, wait_initial=0.1, wait_max=2.0
+            on=_LockedError, attempts=None, timeout=wait_seconds, wait_initial=0.05, wait_max=2.0, wait_jitter=0.05
         ):
             with attempt:
                 try_lock()

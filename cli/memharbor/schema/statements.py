@@ -17,6 +17,7 @@ _TOKEN = re.compile(
       (?P<line_comment> --[^\n]* )
     | (?P<block_comment> /\* )
     | (?P<escape_string> (?<![\w$]) [eE] ' (?: [^'\\] | '' | \\. )* ' )
+    | (?P<unterminated_escape> (?<![\w$]) [eE] ' )
     | (?P<string> ' (?: [^'] | '' )* ' )
     | (?P<identifier> " (?: [^"] | "" )* " )
     | (?P<dollar_string> (?<![\w$]) \$ (?P<tag> (?: [^\W\d] \w* )? ) \$ .*? \$ (?P=tag) \$ )
@@ -44,7 +45,7 @@ def split_statements(sql: str) -> tuple[str, ...]:
     while (token := _TOKEN.search(sql, position)) is not None:
         has_code = has_code or bool(sql[position : token.start()].strip())
         position = token.end()
-        if token["unterminated"]:
+        if token["unterminated"] or token["unterminated_escape"]:
             raise ConfigError(f"a template has a quote that is not closed: `{sql[token.start() : token.start() + 40]}`")
         if token["block_comment"]:
             position = _end_of_block_comment(sql, position)

@@ -1,0 +1,180 @@
+"""What the containers are from inside: processes, users, listening addresses, file modes, TLS. And from outside: ports."""
+
+from __future__ import annotations
+
+import socket
+import ssl
+import struct
+from typing import Any
+
+import psycopg
+import pytest
+import testinfra
+
+from tests.e2e.conftest import Stack
+
+# Service, user id, the process that must run, what it listens on (port, and whether beyond loopback).
+SERVICES = {
+    "postgres-0": (101, "postgres", {5432: True}),
+    "pgbouncer-0": (102, "pgbouncer", {6432: True}),
+    "backup-store-0": (10001, "versitygw", {7070: True, 7080: False}),
+}
+PRIVATE_FILES = {
+    "postgres-0": (
+        "/etc/memharbor/secrets/superuser",
+        "/etc/memharbor/tls/server.key",
+        "/etc/memharbor/pgbackrest/conf.d/secrets.conf",
+    ),
+    "pgbouncer-0": ("/etc/memharbor/tls/server.key",),
+    "backup-store-0": ("/etc/memharbor/tls/server.key",),
+}
+
+
+@pytest.fixture(params=SERVICES)
+def service(request: pytest.FixtureRequest) -> str:
+    name: str = request.param
+    return name
+
+
+@pytest.fixture
+def host(stack: Stack, service: str) -> Any:
+    return testinfra.get_host(f"docker://{stack.name}-{service}")
+
+
+def test_the_process_runs_as_its_own_user_and_nobody_is_root(host: Any, service: str) -> None:
+    uid, process, _ = SERVICES[service]
+    users = {}
+    for status in host.check_output("cat /proc/[0-9]*/status 2>/dev/null || true").split("Name:\t")[1:]:
+        lines = dict(line.split(":\t", 1) for line in ("Name:\t" + status).splitlines() if ":\t" in line)
+        users[lines["Name"]] = int(lines["Uid"].split()[0])
+        assert int(lines["CapEff"], 16) == 0, lines["Name"]
+        assert lines["NoNewPrivs"] == "1", lines["Name"]
+    assert users[process] == uid
+    assert 0 not in users.values()
+
+
+def listening(host: Any) -> dict[int, bool]:
+    """Ports in state LISTEN, and whether any of their addresses is beyond loopback."""
+    ports: dict[int, bool] = {}
+    for line in host.check_output("cat /proc/net/tcp /proc/net/tcp6 2>/dev/null").splitlines():
+        fields = line.split()
+        if len(fields) > 3 and fields[3] == "0A":
+            address, port = fields[1].split(":")
+            is_loopback = address in ("0100007F", "00000000000000000000000001000000")
+            ports[int(port, 16)] = ports.get(int(port, 16), False) or not is_loopback
+    return ports
+
+
+def test_it_listens_where_it_should_and_nowhere_else(host: Any, service: str) -> None:
+    # Docker's own name server of a user-defined network listens on a random port of 127.0.0.11.
+    found = {port: beyond for port, beyond in listening(host).items() if port in SERVICES[service][2] or port < 20_000}
+    assert found == SERVICES[service][2]
+
+
+def test_private_files_are_private(host: Any, service: str) -> None:
+    for path in PRIVATE_FILES[service]:
+        file = host.file(path)
+        assert (file.exists, oct(file.mode), file.uid) == (True, "0o400", SERVICES[service][0]), path
+
+
+def test_the_root_is_read_only(host: Any) -> None:
+    assert host.run("touch /etc/x").rc != 0
+    assert host.run("touch /usr/x").rc != 0
+
+
+def test_the_data_directory_is_the_owners_alone_and_has_checksums(stack: Stack) -> None:
+    host = testinfra.get_host(f"docker://{stack.name}-postgres-0")
+    assert oct(host.file("/var/lib/postgresql/18/data").mode) == "0o700"
+    assert "page checksum version:                1" in host.check_output("pg_controldata").replace("Data page", "page")
+    assert host.check_output("df -m /dev/shm | tail -1 | tr -s ' ' | cut -d' ' -f2") == "384"
+
+
+def published(stack: Stack) -> dict[str, int]:
+    return {"postgres": int(stack.environ["MEMHARBOR_POSTGRES_PORT"]), "pool": int(stack.environ["MEMHARBOR_POOL_PORT"])}
+
+
+def test_a_port_scan_of_the_host_finds_two_ports_on_loopback_only(stack: Stack) -> None:
+    import docker
+
+    bindings = {}
+    for container in docker.from_env().containers.list(filters={"label": f"memharbor.stack={stack.name}"}):
+        for places in container.ports.values():
+            bindings |= {int(place["HostPort"]): place["HostIp"] for place in places or []}
+    assert bindings == dict.fromkeys(published(stack).values(), "127.0.0.1")
+    own_address = socket.gethostbyname(socket.gethostname())
+    if not own_address.startswith("127."):
+        for port in published(stack).values():
+            with socket.socket() as probe:
+                probe.settimeout(3)
+                assert probe.connect_ex((own_address, port)) != 0
+
+
+@pytest.mark.parametrize("endpoint", ["postgres", "pool"])
+def test_the_certificate_is_the_stacks_and_its_name_is_checked(stack: Stack, endpoint: str) -> None:
+    port = published(stack)[endpoint]
+    ca_file = psycopg.conninfo.conninfo_to_dict(stack.dsn("app"))["sslrootcert"]
+    context = ssl.create_default_context(cafile=str(ca_file))
+    context.verify_flags |= ssl.VERIFY_X509_STRICT
+    assert tls_version(port, context, "localhost") in ("TLSv1.2", "TLSv1.3")
+    with pytest.raises(ssl.SSLCertVerificationError):
+        tls_version(port, context, "elsewhere.example")
+    with pytest.raises(ssl.SSLCertVerificationError):
+        tls_version(port, ssl.create_default_context(), "localhost")
+
+
+def tls_version(port: int, context: ssl.SSLContext, name: str) -> str | None:
+    """PostgreSQL's SSLRequest, then the handshake. Source: PostgreSQL manual, SSL Session Encryption."""
+    with socket.create_connection(("127.0.0.1", port), timeout=10) as plain:
+        plain.sendall(struct.pack("!ii", 8, 80877103))
+        assert plain.recv(1) == b"S"
+        with context.wrap_socket(plain, server_hostname=name) as wrapped:
+            return wrapped.version()
+
+
+@pytest.mark.parametrize("role", ["app", "service", "admin"])
+def test_a_login_without_tls_is_refused(stack: Stack, role: str) -> None:
+    for uri in {stack.dsn(role), stack.dsn(role, "--direct")}:
+        with pytest.raises(psycopg.OperationalError, match=r"TLS|SSL|encryption|no pg_hba"):
+            psycopg.connect(psycopg.conninfo.make_conninfo(uri, sslmode="disable"))
+
+
+def test_a_wrong_password_is_refused_and_the_superuser_may_not_come_through_the_pool(stack: Stack) -> None:
+    with pytest.raises(psycopg.OperationalError, match="authentication failed"):
+        psycopg.connect(psycopg.conninfo.make_conninfo(stack.dsn("app"), password="wrong"))
+    admin = psycopg.conninfo.conninfo_to_dict(stack.dsn("admin"))
+    with pytest.raises(psycopg.OperationalError, match="authentication failed"):
+        psycopg.connect(
+            psycopg.conninfo.make_conninfo(stack.dsn("app"), user=admin["user"], password=admin["password"])
+        )
+
+
+def test_every_hop_is_encrypted_as_postgresql_sees_it(stack: Stack) -> None:
+    query = "select ssl, version from pg_stat_ssl where pid = pg_backend_pid()"
+    for options in ((), ("--direct",), ("--session",), ("--read-only",)):
+        with psycopg.connect(stack.dsn("service", *options)) as connection:
+            row = connection.execute(query).fetchone()
+        assert row == (True, "TLSv1.3"), options
+
+
+def test_archiving_works_end_to_end(stack: Stack) -> None:
+    done = testinfra.get_host(f"docker://{stack.name}-postgres-0").run("pgbackrest --stanza=main check")
+    assert done.rc == 0, done.stderr
+
+
+def test_the_containers_come_back_after_a_crash(stack: Stack) -> None:
+    import time
+
+    import docker
+
+    container = docker.from_env().containers.get(f"{stack.name}-pgbouncer-0")
+    begun_at = container.attrs["State"]["StartedAt"]
+    host = testinfra.get_host(f"docker://{stack.name}-pgbouncer-0")
+    host.run("kill -9 $(cat /proc/1/task/1/children)")
+    deadline = time.monotonic() + 60
+    while time.monotonic() < deadline:
+        container.reload()
+        if container.attrs["State"]["StartedAt"] != begun_at and container.attrs["State"].get("Health", {}).get("Status") == "healthy":
+            break
+        time.sleep(0.5)
+    with psycopg.connect(stack.dsn("app")) as connection:
+        assert connection.execute("select 1").fetchone() == (1,)

@@ -1,0 +1,228 @@
+"""The files of the servers: they follow the settings, and the rules that keep data safe stand in them."""
+
+from __future__ import annotations
+
+import configparser
+import json
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from memharbor import pooler_files, server_files, store_files
+from memharbor.errors import ConfigError
+from memharbor.pooler_files import pool_limits, render_pgbouncer_ini, render_pgbouncer_users
+from memharbor.server_files import (
+    ServerFile,
+    render_pg_hba,
+    render_pgbackrest_conf,
+    render_pgbackrest_secrets,
+    render_postgresql_conf,
+)
+from memharbor.settings import Settings, load_settings
+from memharbor.stack_secrets import ROLE_NAMES, certificate_nodes, complete_secrets
+
+SECRETS = complete_secrets("dev", certificate_nodes(Settings()))
+
+
+def postgresql_conf(**settings: object) -> dict[str, str]:
+    text = render_postgresql_conf(load_settings(("test", settings))[0])
+    pairs = [line.split(" = ", 1) for line in text.splitlines() if line and not line.startswith("#")]
+    assert len({name for name, _ in pairs}) == len(pairs), "a setting stands there twice"
+    return {name: value.strip("'") for name, value in pairs}
+
+
+def ini(text: str) -> configparser.ConfigParser:
+    parser = configparser.ConfigParser(interpolation=None, strict=True, comment_prefixes=("#", ";"))
+    parser.read_string(text)
+    return parser
+
+
+def pgbouncer_ini(**options: object) -> configparser.ConfigParser:
+    return ini(render_pgbouncer_ini(Settings(), **options))  # type: ignore[arg-type]
+
+
+def test_memory_follows_the_container() -> None:
+    conf = postgresql_conf(postgres_memory_mb=8192, maintenance_work_mem_mb=1024, max_connections=200)
+    assert conf["shared_buffers"] == "2048MB"
+    assert conf["maintenance_work_mem"] == "1024MB"
+    assert conf["effective_cache_size"] == "6144MB"
+    assert conf["max_connections"] == "200"
+
+
+@given(memory_mb=st.integers(256, 262_144), maintenance_share=st.integers(8, 40), connections=st.integers(40, 2000))
+def test_work_memory_stays_in_its_bounds(memory_mb: int, maintenance_share: int, connections: int) -> None:
+    try:
+        conf = postgresql_conf(
+            postgres_memory_mb=memory_mb,
+            maintenance_work_mem_mb=max(16, memory_mb // maintenance_share),
+            max_connections=connections,
+        )
+    except ConfigError:
+        return
+    assert 2048 <= int(conf["work_mem"].removesuffix("kB")) <= 65536
+    assert int(conf["autovacuum_work_mem"].removesuffix("MB")) >= 16
+
+
+def test_wal_is_archived_and_never_dropped() -> None:
+    conf = postgresql_conf(archive_timeout_seconds=30)
+    assert conf["archive_mode"] == "on"
+    assert conf["archive_command"] == "pgbackrest --stanza=main archive-push %p"
+    assert conf["archive_timeout"] == "30s"
+    assert "archive-push-queue-max" not in render_pgbackrest_conf(Settings(), "dev")
+
+
+def test_a_server_without_a_store_archives_nothing() -> None:
+    text = render_postgresql_conf(Settings(), archive=False)
+    assert "archive_mode = 'off'" in text
+    assert "archive_command" not in text
+
+
+def test_nothing_that_a_memory_says_reaches_the_log() -> None:
+    conf = postgresql_conf()
+    assert conf["log_statement"] == "none"
+    assert conf["log_min_error_statement"] == "panic"
+    assert conf["log_min_duration_statement"] == "-1"
+    assert conf["log_parameter_max_length_on_error"] == "0"
+    assert conf["log_error_verbosity"] == "terse"
+
+
+def test_the_file_is_the_only_place_of_server_settings() -> None:
+    assert postgresql_conf()["allow_alter_system"] == "off"
+
+
+def test_nobody_logs_in_without_tls_and_a_password_but_the_superuser_on_the_socket() -> None:
+    lines = [line.split() for line in render_pg_hba().splitlines() if not line.startswith("#")]
+    assert lines == [
+        ["local", "all", "postgres", "peer"],
+        ["local", "all", "all", "scram-sha-256"],
+        ["hostssl", "replication", "memharbor_replicator", "all", "scram-sha-256"],
+        ["hostssl", "all", "all", "all", "scram-sha-256"],
+    ]
+
+
+def test_each_stack_has_a_repository_of_its_own() -> None:
+    paths = {ini(render_pgbackrest_conf(Settings(), stack))["global"]["repo1-path"] for stack in ("dev", "prod")}
+    assert len(paths) == 2
+
+
+def test_retention_follows_the_settings() -> None:
+    conf = ini(render_pgbackrest_conf(Settings(backup_retention_full=7), "dev"))
+    assert conf["global"]["repo1-retention-full"] == "7"
+    assert conf["global"]["log-level-console"] == "warn"
+    assert conf["main"]["pg1-path"] == "/var/lib/postgresql/18/data"
+
+
+def test_the_keys_of_the_repository_are_in_a_file_of_their_own() -> None:
+    secrets = ini(render_pgbackrest_secrets(SECRETS))["global"]
+    assert secrets["repo1-cipher-pass"] == SECRETS.repository_passphrase
+    assert secrets["repo1-s3-key-secret"] == SECRETS.store_secrets["pgbackrest"]
+    assert not set(secrets) & set(ini(render_pgbackrest_conf(Settings(), "dev"))["global"])
+
+
+def test_the_pooler_offers_three_ways_to_one_database() -> None:
+    databases = dict(pgbouncer_ini()["databases"])
+    assert set(databases) == {"memharbor", "memharbor_ro", "memharbor_session"}
+    assert all("host=postgres port=5432 dbname=memharbor " in target for target in databases.values())
+    assert "pool_mode=session" in databases["memharbor_session"]
+
+
+def test_the_pooler_verifies_and_is_verified() -> None:
+    options = pgbouncer_ini()["pgbouncer"]
+    assert options["server_tls_sslmode"] == "verify-full"
+    assert options["client_tls_sslmode"] == "require"
+    assert options["auth_type"] == "scram-sha-256"
+    assert "admin_users" not in options
+
+
+def test_the_pooler_forgets_a_client_but_not_its_prepared_statements() -> None:
+    options = pgbouncer_ini()["pgbouncer"]
+    assert options["server_reset_query_always"] == "1"
+    reset = options["server_reset_query"]
+    for part in ("reset session authorization", "reset all", "close all", "discard temp", "pg_advisory_unlock_all"):
+        assert part in reset
+    assert "discard all" not in reset
+    assert "deallocate" not in reset
+    assert int(options["max_prepared_statements"]) > 0
+
+
+def test_any_database_is_pooled_only_when_asked_for() -> None:
+    assert "*" not in pgbouncer_ini()["databases"]
+    assert "*" in pgbouncer_ini(any_database=True)["databases"]
+
+
+@given(connections=st.integers(20, 2000), session=st.integers(1, 1000))
+def test_full_pools_never_overrun_the_server(connections: int, session: int) -> None:
+    limits = pool_limits(Settings.model_construct(max_connections=connections, pool_session_size=session))
+    assert all(limit >= 1 for limit in limits.values())
+    assert sum(limits.values()) <= connections - pooler_files.RESERVED_CONNECTIONS
+
+
+def test_the_poolers_own_file_names_only_the_role_that_asks() -> None:
+    assert render_pgbouncer_users(SECRETS) == f'"memharbor_pooler" "{SECRETS.passwords["pooler"]}"\n'
+
+
+def test_the_backup_key_can_delete_objects_but_no_version() -> None:
+    statements = json.loads(store_files.render_store_policy())["Statement"]
+    allowed = [
+        action
+        for statement in statements
+        if statement["Principal"]["AWS"] == ["pgbackrest"]
+        for action in statement["Action"]
+    ]
+    assert "s3:DeleteObject" in allowed
+    assert not {"s3:*", "s3:DeleteObjectVersion", "s3:PutBucketVersioning", "s3:PutBucketPolicy"} & set(allowed)
+
+
+def test_the_owner_of_the_bucket_is_named_in_its_policy() -> None:
+    first = json.loads(store_files.render_store_policy())["Statement"][0]
+    assert first["Principal"]["AWS"] == ["custodian"]
+    assert first["Action"] == "s3:*"
+
+
+def test_nobody_in_the_store_is_an_administrator() -> None:
+    accounts = json.loads(store_files.render_store_users(SECRETS))["accessAccounts"]
+    assert set(accounts) == {"custodian", "pgbackrest"}
+    assert {account["role"] for account in accounts.values()} == {"user"}
+
+
+ALL_FILES = {
+    "postgres": server_files.postgres_files(Settings(), "dev", SECRETS, "postgres-0"),
+    "pgbouncer": pooler_files.pgbouncer_files(Settings(), SECRETS, "pgbouncer-0"),
+    "backup-store": store_files.store_files(SECRETS, "backup-store-0"),
+}
+
+
+@pytest.mark.parametrize("service", ALL_FILES)
+def test_a_file_with_a_secret_is_marked_as_one(service: str) -> None:
+    secret_values = [
+        *SECRETS.passwords.values(),
+        *SECRETS.store_secrets.values(),
+        SECRETS.repository_passphrase,
+        *(pair.key for pair in SECRETS.certificates.values()),
+    ]
+    for file in ALL_FILES[service]:
+        assert file.is_secret == any(value in file.content for value in secret_values), file.path
+        assert file.mode == ("0400" if file.is_secret else "0444")
+        assert not file.is_secret or file.content not in repr(file)
+
+
+@pytest.mark.parametrize("service", ALL_FILES)
+def test_a_service_gets_no_secret_that_it_does_not_need(service: str) -> None:
+    whole = "".join(file.content for file in ALL_FILES[service])
+    needed = {"postgres": {"admin"}, "pgbouncer": {"pooler"}, "backup-store": set()}[service]
+    assert {role for role in ROLE_NAMES if SECRETS.passwords[role] in whole} == needed
+    store_keys = {key for key, secret in SECRETS.store_secrets.items() if secret in whole}
+    assert (
+        store_keys
+        == {
+            "postgres": {"pgbackrest"},
+            "pgbouncer": set(),
+            "backup-store": {"root", "custodian", "pgbackrest"},
+        }[service]
+    )
+    assert SECRETS.authority.key not in whole
+
+
+def test_modes_are_those_that_the_servers_accept() -> None:
+    assert ServerFile("x", "", is_secret=True).mode == "0400"
