@@ -13,7 +13,7 @@ import secrets
 import tarfile
 import time
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import closing, contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -29,13 +29,22 @@ from memharbor.server_files import (
     FILES_ROOT,
     POOLER_PORT,
     POSTGRES_PORT,
+    STORE_PORT,
     ServerFile,
     postgres_files,
 )
 from memharbor.settings import Settings
-from memharbor.stack_secrets import ROLE_NAMES, StackSecrets, complete_secrets
-from memharbor_infra.contexts import BuildContext, source_context
-from memharbor_infra.mounts import POOLER_SCRATCH, POOLER_USER, POSTGRES_SCRATCH, POSTGRES_USER
+from memharbor.stack_secrets import ROLE_NAMES, StackSecrets, certificate_nodes, complete_secrets
+from memharbor.store_files import store_files
+from memharbor_infra.contexts import BuildContext, source_context, store_context
+from memharbor_infra.mounts import (
+    POOLER_SCRATCH,
+    POOLER_USER,
+    POSTGRES_SCRATCH,
+    POSTGRES_USER,
+    STORE_SCRATCH,
+    STORE_USER,
+)
 
 OWNER_LABEL = "memharbor.test.owner"
 START_SECONDS = 60
@@ -77,8 +86,14 @@ class Server:
         """Run a command in one of our containers; returns its exit code and output."""
         if service not in self.containers:
             pytest.skip("MEMHARBOR_TEST_DSN names a server that is not in a container of ours")
-        done = docker.from_env().containers.get(self.containers[service]).exec_run(list(command))
+        with closing(docker.from_env()) as engine:
+            done = engine.containers.get(self.containers[service]).exec_run(list(command))
         return done.exit_code, done.output.decode()
+
+    def log(self, service: str) -> str:
+        """Read the log of one of our containers."""
+        with closing(docker.from_env()) as engine:
+            return str(engine.containers.get(self.containers[service]).logs().decode())
 
     def _dsn(self, address: str, database: str, role: str) -> str:
         password = quote(self.passwords[role], safe="")
@@ -98,11 +113,17 @@ def running_server(folder: Path, settings: Settings = TEST_SETTINGS) -> Iterator
         folder: Where the CA certificate is put for the clients.
         settings: What the server files are rendered from.
     """
-    engine = docker.from_env(timeout=120)
+    with closing(docker.from_env(timeout=120)) as engine, throw_away(engine, settings) as run:
+        yield run.server(folder)
+
+
+@contextmanager
+def throw_away(engine: Any, settings: Settings = TEST_SETTINGS) -> Iterator[ThrowAway]:
+    """Remove whatever is started in the block when it ends, and what earlier, killed runs left before it begins."""
     remove_leftovers(engine)
-    run = ThrowAway(engine)
+    run = ThrowAway(engine, settings)
     try:
-        yield run.start(folder, settings)
+        yield run
     finally:
         run.remove()
 
@@ -134,24 +155,47 @@ def _start_ticks(pid: int) -> str | None:
 
 
 class ThrowAway:
-    """Containers, volumes and a network of one run."""
+    """
+    Containers, volumes and a network of one run, with a CA of their own.
 
-    def __init__(self, engine: Any) -> None:
+    Args:
+        engine: A client of the Docker engine.
+        settings: What the server files are rendered from.
+    """
+
+    def __init__(self, engine: Any, settings: Settings) -> None:
         self._engine = engine
+        self._settings = settings
         self._id = f"memharbor-test-{secrets.token_hex(4)}"
         self._labels = {OWNER_LABEL: owner_name(), "memharbor.test": self._id}
-
-    def start(self, folder: Path, settings: Settings) -> Server:
-        stack_secrets = complete_secrets(self._id, ["postgres-0", "pgbouncer-0"])
-        ca_file = folder / "ca.crt"
-        ca_file.write_text(stack_secrets.authority.certificate, encoding="utf-8")
+        self.secrets = complete_secrets(self._id, certificate_nodes(settings))
         self._engine.networks.create(self._id, driver="bridge", labels=self._labels)
-        node, front = "postgres-0", "pgbouncer-0"
-        server = self._start(
+
+    def server(self, folder: Path) -> Server:
+        """Start PostgreSQL and PgBouncer, reachable from this host."""
+        ca_file = folder / "ca.crt"
+        ca_file.write_text(self.secrets.authority.certificate, encoding="utf-8")
+        postgres, pgbouncer = self.postgres(), self.pgbouncer()
+        parameters = f"?sslmode=verify-full&sslrootcert={ca_file}&connect_timeout=10"
+        address = self._address(postgres, POSTGRES_PORT)
+        admin = quote(self.secrets.passwords["admin"], safe="")
+        return Server(
+            admin_uri=f"postgresql://postgres:{admin}@{address}/{{database}}{parameters}",
+            address=address,
+            pool_address=self._address(pgbouncer, POOLER_PORT),
+            passwords=our_passwords(self.secrets),
+            parameters=parameters,
+            containers={"postgres": postgres.name, "pgbouncer": pgbouncer.name},
+        )
+
+    def postgres(self) -> Any:
+        """Start PostgreSQL without a store and wait until it answers."""
+        node, settings = "postgres-0", self._settings
+        return self._start(
             node,
             source_context("postgres", settings.base_image),
             POSTGRES_USER,
-            postgres_files(settings, self._id, stack_secrets, node, archive=False),
+            postgres_files(settings, self._id, self.secrets, node, archive=False),
             port=POSTGRES_PORT,
             # A crash of the machine may lose the tests' data; waiting for the disk would cost half of the time.
             command=["-c", "fsync=off", "-c", "full_page_writes=off"],
@@ -161,30 +205,60 @@ class ThrowAway:
             stop_signal="SIGINT",
             tmpfs=POSTGRES_SCRATCH,
         )
-        pool = self._start(
-            front,
+
+    def pgbouncer(self) -> Any:
+        """Start PgBouncer, which pools every database that there is or will be."""
+        node, settings = "pgbouncer-0", self._settings
+        return self._start(
+            node,
             source_context("pgbouncer", settings.base_image),
             POOLER_USER,
-            pgbouncer_files(settings, stack_secrets, front, any_database=True),
+            pgbouncer_files(settings, self.secrets, node, any_database=True),
             port=POOLER_PORT,
             mem_limit=f"{settings.pool_memory_mb}m",
             tmpfs=POOLER_SCRATCH,
         )
-        for container in (server, pool):
-            self._wait(container)
-        parameters = f"?sslmode=verify-full&sslrootcert={ca_file}&connect_timeout=10"
-        address = self._address(server, POSTGRES_PORT)
-        admin = quote(stack_secrets.passwords["admin"], safe="")
-        return Server(
-            f"postgresql://postgres:{admin}@{address}/{{database}}{parameters}",
-            address,
-            self._address(pool, POOLER_PORT),
-            our_passwords(stack_secrets),
-            parameters,
-            {"postgres": server.name, "pgbouncer": pool.name},
+
+    def backup_store(self) -> Any:
+        """Start the backup store and wait until its bucket is ready."""
+        node, settings = "backup-store-0", self._settings
+        return self._start(
+            node,
+            store_context(settings.base_image),
+            STORE_USER,
+            store_files(self.secrets, node),
+            port=STORE_PORT,
+            data="/data",
+            mem_limit=f"{settings.store_memory_mb}m",
+            tmpfs=STORE_SCRATCH,
         )
 
+    def again(self, container: Any) -> tuple[int, str]:
+        """Run another container like this one, on its volumes, to its end; returns its exit code and its log."""
+        container.reload()
+        attrs = container.attrs
+        twin = self._engine.containers.create(
+            attrs["Image"],
+            labels=self._labels,
+            user=attrs["Config"]["User"],
+            volumes={
+                mount["Name"]: {"bind": mount["Destination"], "mode": "rw" if mount["RW"] else "ro"}
+                for mount in attrs["Mounts"]
+                if mount["Type"] == "volume"
+            },
+            tmpfs=attrs["HostConfig"]["Tmpfs"],
+            read_only=True,
+            init=True,
+            network_mode="none",
+        )
+        twin.start()
+        try:
+            return int(twin.wait(timeout=30)["StatusCode"]), twin.logs().decode()
+        finally:
+            _remove(twin)
+
     def remove(self) -> None:
+        """Remove everything of this run."""
         for found in _labelled(self._engine, f"memharbor.test={self._id}"):
             _remove(found)
 
@@ -223,6 +297,7 @@ class ThrowAway:
         network.disconnect(container)
         network.connect(container, aliases=[name, name.rpartition("-")[0]])
         container.start()
+        self.wait(container)
         return container
 
     def _fill_volume(self, name: str, files: Sequence[ServerFile], user: str, carrier_image: str) -> str:
@@ -243,7 +318,8 @@ class ThrowAway:
         (binding,) = container.attrs["NetworkSettings"]["Ports"][f"{port}/tcp"]
         return f"127.0.0.1:{binding['HostPort']}"
 
-    def _wait(self, container: Any) -> None:
+    def wait(self, container: Any) -> None:
+        """Wait until a container is healthy."""
         until = time.monotonic() + START_SECONDS
         while time.monotonic() < until:
             container.reload()

@@ -4,21 +4,11 @@ from __future__ import annotations
 
 from contextlib import closing
 from functools import cache
-from typing import Protocol
 
 from memharbor import schema
 from memharbor.database import connect
 from memharbor.settings import Settings
-
-
-class Server(Protocol):
-    """What these tests ask of the fixture `server`."""
-
-    passwords: dict[str, str]
-
-    def admin_dsn(self, database: str = "postgres") -> str: ...
-    def direct_dsn(self, database: str, role: str) -> str: ...
-    def pool_dsn(self, database: str, role: str) -> str: ...
+from tests.containers import Server
 
 
 @cache

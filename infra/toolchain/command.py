@@ -143,6 +143,11 @@ def main(arguments: Sequence[str]) -> int:
     except ToolchainError as failure:
         reporter.error(failure)
         return failure.exit_code
+    except OSError as failure:
+        # Most often a checkout or a cache that another user, root for one, has set up before.
+        hint = f"see who owns it: `ls -ld '{failure.filename}'`" if failure.filename else "run this again"
+        reporter.error(ToolchainError(f"cannot go on: {failure}", hints=[hint]))
+        return EXIT_CONFIG
     except KeyboardInterrupt:
         reporter.line("interrupted; `python3 infra/toolchain setup` goes on where it stopped")
         return _EXIT_INTERRUPTED

@@ -175,6 +175,7 @@ described (key, value) as (
   select 'grant to memharbor_rewind ' || p.oid::regprocedure::text, to_jsonb(true)
   from pg_catalog.pg_proc p
   cross join unnest(p.proacl) a
-  where p.pronamespace = 'pg_catalog'::regnamespace and a::text like 'memharbor\_rewind=X%'
+  where p.pronamespace = (select oid from pg_catalog.pg_namespace where nspname = 'pg_catalog')
+    and p.proacl is not null and a::text like 'memharbor\_rewind=X%'
 )
 select key, value from described where value is not null order by key collate "C"

@@ -6,6 +6,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterator
+from contextlib import closing
 from urllib.parse import urlsplit, urlunsplit
 
 import docker
@@ -24,7 +25,8 @@ def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
         yield external_server(dsn)
         return
     try:
-        docker.from_env().ping()
+        with closing(docker.from_env()) as engine:
+            engine.ping()
     except docker.errors.DockerException as exc:
         reason = f"no Docker engine answers, and MEMHARBOR_TEST_DSN is not set: {exc}"
         if os.environ.get("CI") == "true":

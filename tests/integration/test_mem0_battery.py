@@ -13,7 +13,8 @@ from typing import Any
 
 import pytest
 
-from tests.memory_database import Server, memory_database
+from tests.containers import Server
+from tests.memory_database import memory_database
 from tests.unmodified_mem0 import Memories, unmodified_mem0
 
 CASES = [

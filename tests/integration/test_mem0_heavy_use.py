@@ -19,7 +19,8 @@ from memharbor.database import connect
 from memharbor.embedder import embed
 from memharbor.settings import Settings
 from tests import corpus
-from tests.memory_database import Server, memory_database
+from tests.containers import Server
+from tests.memory_database import memory_database
 from tests.unmodified_mem0 import Memories, Role, unmodified_mem0
 
 DIMS = 384
@@ -104,7 +105,7 @@ def test_a_new_memory_of_a_user_with_an_index_is_found_at_once(memories: Memorie
         memory.delete(identifier)
 
 
-def test_stock_mem0_loses_rows_on_the_same_memories(server: Server) -> None:
+def test_stock_mem0_loses_rows_of_the_same_memories(server: Server) -> None:
     """The control: without it nobody would know whether the tests above can fail."""
     database = "mem0_stock"
     with closing(connect(server.admin_dsn(), autocommit=True)) as connection:
@@ -124,12 +125,12 @@ def test_stock_mem0_loses_rows_on_the_same_memories(server: Server) -> None:
 
 
 def load_stock(connection: psycopg.Connection[Any]) -> None:
-    """Put the corpus into Mem0's own table, as Mem0 creates it; its indexes come after the rows."""
+    """Put two users' memories into Mem0's own table, as Mem0 creates it; its index comes after the rows."""
     connection.execute(f"create table mem0 (id uuid primary key, vector vector({DIMS}), payload jsonb)".encode())
     connection.execute("create temporary table staging (id uuid, vector real[], payload jsonb) on commit drop")
     with connection.cursor().copy("copy staging from stdin (format binary)") as copy:
         copy.set_types(["uuid", "float4[]", "jsonb"])
-        for row in corpus.rows(DIMS, corpus.memories()):
+        for row in corpus.rows(DIMS, [*corpus.of_user(HEAVY_USER), *corpus.of_user(LIGHT_USER)]):
             copy.write_row(row)
     connection.execute(f"insert into mem0 select id, vector::vector({DIMS}), payload from staging".encode())
     connection.commit()

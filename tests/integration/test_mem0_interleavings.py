@@ -18,7 +18,8 @@ import pytest
 from psycopg_pool import ConnectionPool
 
 from memharbor.mem0 import user_pool
-from tests.memory_database import Server, memory_database
+from tests.containers import Server
+from tests.memory_database import memory_database
 
 SAMPLE = 2_000
 SOAK = 1_000_000

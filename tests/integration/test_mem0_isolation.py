@@ -16,7 +16,8 @@ from psycopg_pool import ConnectionPool
 
 from memharbor.errors import ConfigError
 from memharbor.mem0 import user_pool
-from tests.memory_database import Server, memory_database
+from tests.containers import Server
+from tests.memory_database import memory_database
 from tests.unmodified_mem0 import Memories, memory_class, unmodified_mem0
 
 DIMS = 384

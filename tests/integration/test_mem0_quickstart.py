@@ -9,7 +9,8 @@ from pathlib import Path
 
 import pytest
 
-from tests.memory_database import Server, memory_database
+from tests.containers import Server
+from tests.memory_database import memory_database
 
 ROOT = Path(__file__).resolve().parents[2]
 

@@ -13,8 +13,9 @@ from memharbor import schema
 from memharbor.database import connect
 from memharbor.settings import Settings
 from memharbor.validation import BackupStatus, CheckResult, ValidationContext, run_checks
+from tests.containers import Server
 from tests.integration.test_pool_guard import without_guard
-from tests.memory_database import Server, memory_database
+from tests.memory_database import memory_database
 
 DIMS = 16
 NAMES = [
@@ -144,11 +145,6 @@ BREAKAGES = {
         "drop policy isolate on memharbor.memories;"
         " create policy isolate on memharbor.memories to memharbor_app"
         " using ((payload ->> 'user_id') = memharbor.current_user_id()) with check (true)",
-        {"tables", "row level security"},
-    ),
-    "a view runs as its owner": (
-        "alter view public.mem0_memories set (security_invoker = false);"
-        " alter view public.mem0_memories owner to postgres",
         {"tables", "row level security"},
     ),
     "the index of the users is gone": (

@@ -17,8 +17,9 @@ import pytest
 from psycopg_pool import ConnectionPool
 
 from memharbor.mem0 import user_pool
+from tests.containers import Server
 from tests.integration.test_mem0_interleavings import SEED, ForeignRowError, interleave
-from tests.memory_database import Server, memory_database
+from tests.memory_database import memory_database
 
 ROW_COUNT = 31
 

@@ -59,7 +59,7 @@ def test_server_settings_come_from_one_file(server: Server) -> None:
         ).fetchall()
         assert files == [("/etc/memharbor/postgres/postgresql.conf",)]
         assert one(admin, "select count(*) from pg_file_settings where error is not null") == 0
-        with pytest.raises(psycopg.errors.InsufficientPrivilege, match="ALTER SYSTEM"):
+        with pytest.raises(psycopg.errors.FeatureNotSupported, match="ALTER SYSTEM"):
             admin.execute("alter system set work_mem = '5MB'")
 
 
@@ -79,11 +79,10 @@ def test_a_role_that_is_not_superuser_sets_vector_settings_and_wrong_ones_are_re
 def test_an_index_is_built_in_parallel(server: Server) -> None:
     with closing(connect(server.admin_dsn("postgres"))) as admin:
         admin.execute("create extension if not exists vector")
-        admin.execute("create temp table fill (v vector(64))")
         admin.execute("drop table if exists parallel_build")
         admin.execute(
             "create table parallel_build as select array_agg(random())::vector(64) as v"
-            " from generate_series(1, 20000 * 64) g group by g % 20000"
+            " from generate_series(1, 3000 * 64) g group by g % 3000"
         )
         admin.execute("set max_parallel_maintenance_workers = 2; set min_parallel_table_scan_size = 0")
         admin.execute("create index on parallel_build using hnsw (v vector_cosine_ops)")
@@ -103,7 +102,7 @@ def test_no_statement_parameter_or_row_reaches_the_log(server: Server) -> None:
         ]:
             with pytest.raises(psycopg.Error):
                 admin.execute(statement, parameters)
-    log = docker.from_env().containers.get(server.containers["postgres"]).logs().decode()
+    log = server.log("postgres")
     assert "violates check constraint" in log
     # The message of a failed cast quotes the value: PostgreSQL has no switch for it.
     assert log.count(marker) == log.count("invalid input syntax")
@@ -135,7 +134,7 @@ def test_a_wrong_password_is_refused(server: Server, database: str, through: str
 
 def test_the_superuser_does_not_pass_the_pool(server: Server, database: str) -> None:
     admin = psycopg.conninfo.conninfo_to_dict(server.admin_dsn())
-    with pytest.raises(psycopg.OperationalError, match="authentication failed"):
+    with pytest.raises(psycopg.OperationalError, match="no such user"):
         connect(server.pool_dsn(database, "app"), user="postgres", password=admin["password"])
 
 
@@ -246,9 +245,8 @@ def test_clients_wait_while_the_pool_is_paused_new_ones_too(server: Server, data
 def engine(server: Server) -> Iterator[Any]:
     if not server.containers:
         pytest.skip("MEMHARBOR_TEST_DSN names a server that is not in a container of ours")
-    client = docker.from_env(timeout=120)
-    yield client
-    client.close()
+    with closing(docker.from_env(timeout=120)) as client:
+        yield client
 
 
 def test_a_killed_server_comes_back_with_its_rows(engine: Any) -> None:

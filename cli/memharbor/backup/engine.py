@@ -127,6 +127,16 @@ class BackupEngine:
         """Create the stanza where it is missing; the same call again changes nothing."""
         self._check(self._pgbackrest("stanza-create"), "pgbackrest stanza-create")
 
+    def check_archive(self) -> None:
+        """
+        Let PostgreSQL write a segment out and wait until the repository has it.
+
+        Raises:
+            ExternalToolError: It does not arrive; pgBackRest's words say why.
+        """
+        self.create_stanza()
+        self._check(self._pgbackrest("check"), "pgbackrest check")
+
     def list_segments(self) -> list[Segment]:
         """List the archived WAL segments of the present cluster, in order."""
         return sorted(filter(None, map(parse_segment, self._archive_files())))

@@ -94,7 +94,12 @@ def plan(
         ConfigError: A component is unknown.
         StateRefusedError: The database was rolled out by a newer Memharbor.
     """
-    every = load_steps(settings, root=root)
+    return _plan(connection, components, load_steps(settings, root=root))
+
+
+def _plan(
+    connection: Connection | None, components: Sequence[str] | None, every: tuple[Step, ...]
+) -> tuple[PlannedStep, ...]:
     steps = _steps_of(components, every)
     if connection is None:
         return tuple(PlannedStep(step, "pending", "the database does not exist") for step in steps)
@@ -147,13 +152,12 @@ def apply(
         DatabaseError: A statement was refused; the message names it.
     """
     with session(connection) as notices, ledger.advisory_lock(connection):
-        planned = plan(connection, settings, components=components, root=root)
+        every = load_steps(settings, root=root)
+        planned = _plan(connection, components, every)
         todo = [item for item in planned if item.state != "applied"]
         refusals.refuse_other_dimensions(connection, settings)
         refusals.refuse_edited(item.step for item in todo if item.state == "changed")
-        missing = refusals.find_missing_prerequisite(
-            connection, {item.step.component for item in planned}, load_steps(settings, root=root)
-        )
+        missing = refusals.find_missing_prerequisite(connection, {item.step.component for item in planned}, every)
         before = describe_catalog(connection)
         names = tuple(item.name for item in todo)
         if dry_run and missing:

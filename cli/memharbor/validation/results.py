@@ -18,12 +18,12 @@ class BackupStatus:
     How well a stack is backed up.
 
     Args:
-        newest_at: When the newest usable backup ended; aware.
+        newest_at: When the newest usable backup ended, aware; `None` where there is no backup yet.
         detail: What there is, for people.
         problem: What is wrong, empty where nothing is.
     """
 
-    newest_at: datetime
+    newest_at: datetime | None
     detail: str
     problem: str = ""
 
@@ -39,7 +39,7 @@ class ValidationContext:
         app_dsn: As applications connect: through the pooler where there is one.
         service_dsn: As Mem0's server connects.
         is_pooled: Whether these lead through a pooler of ours.
-        backup_status: Asks for the stack's backups (`None`: there is none); absent for a database that Pulumi did not make.
+        backup_status: Tries the stack's backup store; absent for a database that Pulumi did not make.
     """
 
     settings: Settings
@@ -47,7 +47,7 @@ class ValidationContext:
     app_dsn: str
     service_dsn: str
     is_pooled: bool
-    backup_status: Callable[[], BackupStatus | None] | None = None
+    backup_status: Callable[[], BackupStatus] | None = None
 
 
 @dataclass(frozen=True)
