@@ -20,7 +20,7 @@ from typing import Any
 
 from psycopg_pool import ConnectionPool
 
-from memharbor.embedder import EMBEDDER_NAME, EmbeddingServer
+from memharbor.embedder import ANY_KEY, EMBEDDER_NAME, EmbeddingServer
 from memharbor.mem0 import user_pool
 
 os.environ["MEM0_TELEMETRY"] = "False"  # before the import: Mem0 reads it once, and would call home otherwise
@@ -50,7 +50,7 @@ def main() -> None:
                     "vector_store": {"provider": "pgvector", "config": {"embedding_model_dims": dims, **where}},
                     "embedder": embedder_config,
                     # Only `add` with `infer=True` (Mem0's default) asks a model what is worth remembering.
-                    "llm": {"provider": "openai", "config": {"api_key": os.environ.get("OPENAI_API_KEY", "unused")}},
+                    "llm": {"provider": "openai", "config": {"api_key": os.environ.get("OPENAI_API_KEY", ANY_KEY)}},
                     "history_db_path": str(Path(folder, "history.db")),  # Mem0 keeps its history in SQLite
                 }
             )
@@ -95,9 +95,12 @@ def embedder(dims: int) -> Iterator[dict[str, Any]]:
         print(f"Embeddings: {config['model']}, {dims} dimensions")
         yield {"provider": "openai", "config": config}
         return
-    print(f"Embeddings: {EMBEDDER_NAME}, {dims} dimensions (no OPENAI_API_KEY, so words count and meaning does not)")
+    print(
+        f"Embeddings: {EMBEDDER_NAME}, {dims} dimensions: a small deterministic embedder, since there is no OPENAI_API_KEY"
+    )
+    print("It compares words, not meaning.")
     with EmbeddingServer(dims) as server:
-        yield {"provider": "openai", "config": {**config, "api_key": "unused", "openai_base_url": server.base_url}}
+        yield {"provider": "openai", "config": {**config, "api_key": ANY_KEY, "openai_base_url": server.base_url}}
 
 
 if __name__ == "__main__":

@@ -19,6 +19,7 @@ from unittest import mock
 
 from psycopg_pool import ConnectionPool
 
+from memharbor.embedder import ANY_KEY
 from memharbor.mem0 import user_pool
 from tests.openai_stub import OpenAIStub
 
@@ -77,15 +78,20 @@ class Memories:
             "history_db_path": str(self.folder / f"history-{len(self._made)}.db"),
         }
 
+    def forget(self, user_id: str) -> None:
+        """Let go of one user's Mem0, whose stores then close what they were given."""
+        memory = self._made.pop(user_id)
+        for closed in (memory, memory.embedding_model.client, memory.llm.client):
+            closed.close()
+
     def close(self) -> None:
         """Close what Mem0 opened; it would do so itself when it is garbage."""
         for memory in self._made.values():
             for store in (memory.vector_store, memory._entity_store):
                 if store is not None:
                     store.connection_pool.close()
-            for client in (memory.embedding_model.client, memory.llm.client):
-                client.close()
-            memory.close()
+        for key in list(self._made):
+            self.forget(key)
         if self._pool is not None:
             self._pool.close()
 
@@ -96,7 +102,7 @@ def unmodified_mem0(role: Role, dsn: str, *, dims: int, collection: str = "mem0"
     with ExitStack() as stack:
         stub = stack.enter_context(OpenAIStub(dims))
         folder = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="memharbor-mem0-")))
-        environ = {"OPENAI_BASE_URL": stub.base_url, "OPENAI_API_KEY": "unused"}
+        environ = {"OPENAI_BASE_URL": stub.base_url, "OPENAI_API_KEY": ANY_KEY}
         stack.enter_context(mock.patch.dict(os.environ, environ))
         for name in ("OPENAI_API_BASE", "OPENROUTER_API_KEY"):
             os.environ.pop(name, None)

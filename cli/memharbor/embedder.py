@@ -30,6 +30,7 @@ from typing import Any, Self
 from memharbor.settings import EMBEDDING_DIMS_MAX
 
 EMBEDDER_NAME = "memharbor-hash-v1"  # part of every answer; a change of the vectors is a new name
+ANY_KEY = "unused"  # OpenAI's client wants a key; this server asks for none
 
 # Short words are mostly articles and pronouns, so they say little of what a text is about.
 _SHORT_WORD_LETTERS = 3

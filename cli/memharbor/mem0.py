@@ -5,7 +5,7 @@ Mem0 takes any object as `connection_pool` and asks it for `connection()`. `user
 one user: it sets `app.user_id` inside each transaction, so the policies of Memharbor's tables decide what Mem0 sees,
 through a transaction pooler too. Build one light `Memory` per user over one shared pool.
 
-    pool = ConnectionPool(os.environ["MEMHARBOR_APP_DSN"])
+    pool = ConnectionPool(os.environ["MEMHARBOR_APP_DSN"], open=True)
     config = {"vector_store": {"provider": "pgvector", "config": {"connection_pool": user_pool(pool, "alice")}}}
     memory = Memory.from_config(config)
 

@@ -19,7 +19,7 @@ from pydantic import BaseModel, ConfigDict, SecretStr, ValidationError
 
 from memharbor import provisioner
 from memharbor.errors import ConfigError, ExternalToolError, StateRefusedError
-from memharbor.settings import Settings, load_settings, settings_from_environment
+from memharbor.settings import Settings, environment_name, load_settings, settings_from_environment
 from memharbor.stack_secrets import ROLE_NAMES
 
 DEFAULT_STACK = "dev"
@@ -230,7 +230,7 @@ def dsn(
 
 def environment(outputs: StackOutputs) -> dict[str, str]:
     """
-    List the variables with which scripts, examples and `psql` connect: PG* as the application, and one DSN per role.
+    List the variables with which scripts, examples and `psql` connect: PG* as the application, one DSN per role, the dims.
 
     Not MEMHARBOR_DSN: that means a database which Pulumi did not make.
     """
@@ -244,6 +244,7 @@ def environment(outputs: StackOutputs) -> dict[str, str]:
         "PGSSLMODE": "verify-full",
         "PGSSLROOTCERT": str(ca_certificate_path(outputs.stack)),
         STACK_VARIABLE: outputs.stack,
+        environment_name("embedding_dims"): str(outputs.settings["embedding_dims"]),
     }
     return variables | {f"MEMHARBOR_{role.upper()}_DSN": dsn(outputs, role) for role in _SHARED_ROLES}
 

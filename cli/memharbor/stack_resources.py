@@ -23,13 +23,13 @@ class StackResources:
     """
 
     def __init__(self, stack: str) -> None:
-        import docker
-        import docker.errors
+        from docker.client import DockerClient
+        from docker.errors import DockerException
 
         try:
-            client = docker.from_env(timeout=120, use_ssh_client=True)
+            client = DockerClient.from_env(timeout=120, use_ssh_client=True)
             client.ping()
-        except docker.errors.DockerException as exc:
+        except DockerException as exc:
             raise ConnectError(
                 f"no Docker engine answers: {exc}", hint="run `make setup`, or set DOCKER_HOST to an engine"
             ) from exc
@@ -47,14 +47,14 @@ class StackResources:
         Raises:
             ExternalToolError: The engine refused, for instance because something else uses a volume.
         """
-        import docker.errors
+        from docker.errors import APIError, NotFound
 
         for kind, resource in self._find():
             try:
                 resource.remove(**({"force": True, "v": True} if kind == "container" else {}))
-            except docker.errors.NotFound:
+            except NotFound:
                 continue
-            except docker.errors.APIError as exc:
+            except APIError as exc:
                 raise ExternalToolError(
                     f"the engine refused to remove {kind} `{resource.name}`: {exc.explanation}"
                 ) from exc

@@ -14,6 +14,7 @@ from memharbor_infra.hardening import hardened, serving
 from memharbor_infra.mounts import STORE_SCRATCH, STORE_USER
 
 SERVICE = "backup-store"
+_START_SECONDS = 90
 _STOP_SECONDS = 30
 
 
@@ -60,7 +61,13 @@ class BackupStore(pulumi.ComponentResource):
             container,
             **hardened(stack, SERVICE, container, memory_mb=settings.store_memory_mb),
             **serving(
-                container, user=STORE_USER, stack=stack, network=network, aliases=[SERVICE], stop_seconds=_STOP_SECONDS
+                container,
+                user=STORE_USER,
+                stack=stack,
+                network=network,
+                aliases=[SERVICE],
+                start_seconds=_START_SECONDS,
+                stop_seconds=_STOP_SECONDS,
             ),
             image=image,
             tmpfs=STORE_SCRATCH,

@@ -24,6 +24,8 @@ from memharbor_infra.hardening import hardened, serving
 from memharbor_infra.mounts import POSTGRES_SCRATCH, POSTGRES_USER
 
 SERVICE = "postgres"
+# Recovery after a crash comes first; a wait that gives up would only restart it.
+_START_SECONDS = 300
 # A fast shutdown writes a checkpoint and archives the last segment.
 _STOP_SECONDS = 120
 
@@ -132,6 +134,7 @@ class Database(pulumi.ComponentResource):
                 stack=stack,
                 network=network,
                 aliases=list(node.aliases),
+                start_seconds=_START_SECONDS,
                 stop_seconds=_STOP_SECONDS,
             ),
             image=image,

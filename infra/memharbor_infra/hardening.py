@@ -37,7 +37,7 @@ def hardened(stack: str, service: str, container: str, *, memory_mb: int) -> dic
 
 
 def serving(
-    container: str, *, user: str, stack: str, network: Any, aliases: list[str], stop_seconds: int
+    container: str, *, user: str, stack: str, network: Any, aliases: list[str], start_seconds: int, stop_seconds: int
 ) -> dict[str, Any]:
     """
     Arguments of `docker.Container` that every long-running service has on top of `hardened`.
@@ -48,6 +48,7 @@ def serving(
         stack: The stack's name.
         network: Name of the stack's network.
         aliases: Names under which others reach it, besides the container's own.
+        start_seconds: How long `pulumi up` waits for it to be healthy before it fails.
         stop_seconds: How long it may take to stop before it is killed.
     """
     return {
@@ -72,5 +73,5 @@ def serving(
             start_period="30s",
         ),
         "wait": True,
-        "wait_timeout": 180,
+        "wait_timeout": start_seconds,
     }

@@ -17,6 +17,7 @@ from memharbor_infra.hardening import hardened, serving
 from memharbor_infra.mounts import POOLER_SCRATCH, POOLER_USER
 
 SERVICE = "pgbouncer"
+_START_SECONDS = 90
 # Long enough for the transactions of an application; the session pool's clients would never end by themselves.
 _STOP_SECONDS = 10
 # Log, resolver, certificates, sockets of its own.
@@ -72,6 +73,7 @@ class Pooler(pulumi.ComponentResource):
                     stack=stack,
                     network=network,
                     aliases=[SERVICE],
+                    start_seconds=_START_SECONDS,
                     stop_seconds=_STOP_SECONDS,
                 ),
                 image=image,

@@ -53,7 +53,7 @@ begin
     new.metadata := p - reserved;
     new.categories := null;
     if jsonb_typeof(p -> 'categories') = 'array'
-      and not jsonb_path_exists(p -> 'categories', '$[*] ? (@.type() != "string")')
+      and not jsonb_path_exists(p -> 'categories', 'strict $[*] ? (@.type() != "string")')
     then
       new.categories := array(select jsonb_array_elements_text(p -> 'categories'));
       new.metadata := new.metadata - 'categories';
@@ -70,7 +70,9 @@ begin
     if new.updated_at is null or (tg_op = 'UPDATE' and new.updated_at = old.updated_at) then
       new.updated_at := now();
     end if;
-    new.hash := md5(new.memory);
+    if tg_op = 'INSERT' or (new.memory, new.hash) is distinct from (old.memory, old.hash) then
+      new.hash := md5(new.memory);
+    end if;
     new.metadata := coalesce(new.metadata, '{}') - reserved;
     if new.categories is not null then
       new.metadata := new.metadata - 'categories';

@@ -15,7 +15,11 @@ do $undeclared$
 declare
   found_policy record;
 begin
-  for found_policy in select * from pg_catalog.pg_policies where schemaname = 'memharbor' loop
+  for found_policy in
+    select p.tablename, p.policyname from pg_catalog.pg_policies p
+    join pg_catalog.pg_tables t using (schemaname, tablename)
+    where p.schemaname = 'memharbor' and t.tableowner = current_user
+  loop
     execute format('drop policy %I on memharbor.%I', found_policy.policyname, found_policy.tablename);
   end loop;
 end

@@ -9,9 +9,22 @@
 {% set derived_views = ['mem0_metadata'] + (['memory_history', 'mem0_history'] if include_history else []) %}
 {% set roles = 'memharbor_app, memharbor_service, memharbor_readonly, memharbor_backup, memharbor_pooler' %}
 {% macro names(schema, list) %}{{ schema }}.{{ list | join(', ' ~ schema ~ '.') }}{% endmacro %}
-revoke all on all tables in schema memharbor from public, {{ roles }};
-revoke all on all sequences in schema memharbor from public, {{ roles }};
-revoke all on all functions in schema memharbor from public, {{ roles }};
+do $undeclared$
+declare
+  found_object record;
+begin
+  for found_object in
+    select 'table' as kind, c.oid::regclass::text as name from pg_catalog.pg_class c
+    where c.relnamespace = to_regnamespace('memharbor') and c.relkind in ('r', 'p', 'v', 'm', 'S')
+      and pg_get_userbyid(c.relowner) = current_user
+    union all
+    select 'function', p.oid::regprocedure::text from pg_catalog.pg_proc p
+    where p.pronamespace = to_regnamespace('memharbor') and pg_get_userbyid(p.proowner) = current_user
+  loop
+    execute format('revoke all on %s %s from public, {{ roles }}', found_object.kind, found_object.name);
+  end loop;
+end
+$undeclared$;
 revoke all on schema memharbor from public, {{ roles }};
 revoke all on {{ names('public', contract_views + derived_views) }} from public, {{ roles }};
 
@@ -40,8 +53,12 @@ grant select on
 to memharbor_readonly;
 grant select on {{ names('public', contract_views + derived_views) }} to memharbor_readonly;
 
-grant select on all tables in schema memharbor to memharbor_backup;
-grant select on all sequences in schema memharbor to memharbor_backup;
+grant select on
+  {{ names('memharbor', ['memories', 'entities', 'categories', 'memory_categories', 'configs', 'org_members',
+                         'erase_ledger', 'migration_ledger', 'schema_migrations', 'schema_state', 'memory_stats']
+                        + history + graph) }}
+to memharbor_backup;
+grant select on sequence memharbor.schema_migrations_id_seq{% if include_history %}, memharbor.memory_history_id_seq{% endif %} to memharbor_backup;
 grant select on {{ names('public', contract_views + derived_views) }} to memharbor_backup;
 
 grant execute on function memharbor.current_user_id() to memharbor_app, memharbor_service, memharbor_readonly;

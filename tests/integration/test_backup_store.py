@@ -45,22 +45,23 @@ class Client:
         )
 
     def __call__(self, method: str, path: str, body: str | None = None) -> tuple[int, str]:
-        command = [
-            "curl",
-            "--silent",
-            "--config",
-            "/run/memharbor/test",
-            "--request",
-            method,
-            "--write-out",
-            "\n%{http_code}",
-        ]
-        command += [] if body is None else ["--header", "Content-Type: application/octet-stream", "--data-binary", body]
-        self._container.exec_run(
-            ["sh", "-c", 'printf %s "$CONFIG" > /run/memharbor/test'], environment={"CONFIG": self._config}
+        arguments = ["--request", method, f"https://localhost:7070{path}"]
+        if body is not None:
+            arguments += ["--header", "Content-Type: application/octet-stream", "--data-binary", body]
+        done = self._container.exec_run(
+            [
+                "sh",
+                "-c",
+                'printf %s "$CONFIG" | curl --silent --write-out "\n%{http_code}" --config - "$@"',
+                "-",
+                *arguments,
+            ],
+            environment={"CONFIG": self._config},
         )
-        answer = self._container.exec_run([*command, f"https://localhost:7070{path}"]).output.decode()
-        text, _, status = answer.rpartition("\n")
+        said = done.output.decode()
+        assert done.exit_code == 0, f"curl ended with {done.exit_code}: {said!r}"
+        text, _, status = said.rpartition("\n")
+        assert status.isdigit(), f"the engine lost the output of curl: {said!r}"
         return int(status), text
 
 

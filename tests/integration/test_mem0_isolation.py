@@ -130,7 +130,7 @@ def test_one_mem0_less_leaves_the_shared_pool_to_the_others(app_dsn: str, users:
         alice, bob = users
         memories.of(alice).add("first", user_id=alice, infer=False)
         memories.of(bob).add("second", user_id=bob, infer=False)
-        memories._made.pop(alice).close()
+        memories.forget(alice)
         gc.collect()
         assert texts(memories.of(bob), bob) == ["second"]
         assert texts(memories.of(alice), alice) == ["first"]

@@ -34,7 +34,7 @@ def cosine(one: str, other: str) -> float:
 def test_the_vectors_are_the_same_on_every_machine() -> None:
     vector = embed("Alice likes hiking in the Alps; Zoë likes 東京.", 384)
     digest = sha256(struct.pack("<384f", *vector)).hexdigest()
-    assert (EMBEDDER_NAME, digest[:16]) == ("memharbor-hash-v1", "46bbc4a139b9c7f8")
+    assert (EMBEDDER_NAME, digest[:16]) == ("memharbor-hash-v1", "46bbc4a139b9c7f8")  # pragma: allowlist secret
 
 
 @given(text=st.text(max_size=200), dims=st.integers(1, 400))

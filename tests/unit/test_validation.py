@@ -11,7 +11,7 @@ from memharbor.validation.probe import Probe
 from memharbor.validation.results import CheckError, NotApplicableError, require
 from memharbor.validation.runner import run_check
 
-NOBODY_LISTENS = "postgresql://app:s3cret@127.0.0.1:1/memharbor"
+NOBODY_LISTENS = "postgresql://app:s3cret@127.0.0.1:1/memharbor"  # pragma: allowlist secret
 CONTEXT = ValidationContext(Settings(), NOBODY_LISTENS, NOBODY_LISTENS, NOBODY_LISTENS, is_pooled=True)
 
 

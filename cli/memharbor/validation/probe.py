@@ -21,7 +21,7 @@ from psycopg import sql
 from psycopg_pool import ConnectionPool
 
 from memharbor.database import Connection, connect
-from memharbor.embedder import EmbeddingServer
+from memharbor.embedder import ANY_KEY, EmbeddingServer
 from memharbor.mem0 import UserPool, user_pool
 from memharbor.validation.results import CheckError, ValidationContext
 
@@ -106,7 +106,7 @@ class Probe:
         except ImportError as exc:
             raise CheckError(f"Mem0 is not installed: {exc}", "pip install 'memharbor[mem0]'") from exc
         dims = self.context.settings.embedding_dims
-        endpoint = {"api_key": "unused", "openai_base_url": self._embedder.base_url}
+        endpoint = {"api_key": ANY_KEY, "openai_base_url": self._embedder.base_url}
         store = {"connection_pool": pool, "embedding_model_dims": dims}
         memory = Memory.from_config(
             {

@@ -598,7 +598,7 @@ commit;
 -- repeatable/40_functions.sql
 select coalesce(
   (
-    select direction <> 'up' or checksum <> 'a621e00e1e470ec954957ebb46fa9d66efe5459217f7ae778f4ad01fad2a56ec'
+    select direction <> 'up' or checksum <> '67aca655bd38caf916c7d178e27c7c86a13270d1b01e2c776814b6ae39bf188f'
     from memharbor.schema_migrations where name = 'functions' order by id desc limit 1
   ),
   true
@@ -661,7 +661,7 @@ begin
     new.metadata := p - reserved;
     new.categories := null;
     if jsonb_typeof(p -> 'categories') = 'array'
-      and not jsonb_path_exists(p -> 'categories', '$[*] ? (@.type() != "string")')
+      and not jsonb_path_exists(p -> 'categories', 'strict $[*] ? (@.type() != "string")')
     then
       new.categories := array(select jsonb_array_elements_text(p -> 'categories'));
       new.metadata := new.metadata - 'categories';
@@ -678,7 +678,9 @@ begin
     if new.updated_at is null or (tg_op = 'UPDATE' and new.updated_at = old.updated_at) then
       new.updated_at := now();
     end if;
-    new.hash := md5(new.memory);
+    if tg_op = 'INSERT' or (new.memory, new.hash) is distinct from (old.memory, old.hash) then
+      new.hash := md5(new.memory);
+    end if;
     new.metadata := coalesce(new.metadata, '{}') - reserved;
     if new.categories is not null then
       new.metadata := new.metadata - 'categories';
@@ -715,7 +717,7 @@ set local role "memharbor_owner";
 insert into memharbor.schema_migrations (name, component, kind, direction, checksum, execution_ms)
 values (
   'functions', 'tables', 'repeatable', 'up',
-  'a621e00e1e470ec954957ebb46fa9d66efe5459217f7ae778f4ad01fad2a56ec', 0
+  '67aca655bd38caf916c7d178e27c7c86a13270d1b01e2c776814b6ae39bf188f', 0
 );
 commit;
 \endif
@@ -895,7 +897,7 @@ commit;
 -- repeatable/80_policies.sql
 select coalesce(
   (
-    select direction <> 'up' or checksum <> '075103a08c08f7d9eb6d15ff2154603a44eeec9f84aa9e0754bfd1b872517efb'
+    select direction <> 'up' or checksum <> '06a8996351bb8fd126d10b1df14d56e265fe346f6f3b5b97b543b528531850a6'
     from memharbor.schema_migrations where name = 'policies' order by id desc limit 1
   ),
   true
@@ -933,7 +935,11 @@ do $undeclared$
 declare
   found_policy record;
 begin
-  for found_policy in select * from pg_catalog.pg_policies where schemaname = 'memharbor' loop
+  for found_policy in
+    select p.tablename, p.policyname from pg_catalog.pg_policies p
+    join pg_catalog.pg_tables t using (schemaname, tablename)
+    where p.schemaname = 'memharbor' and t.tableowner = current_user
+  loop
     execute format('drop policy %I on memharbor.%I', found_policy.policyname, found_policy.tablename);
   end loop;
 end
@@ -991,7 +997,7 @@ set local role "memharbor_owner";
 insert into memharbor.schema_migrations (name, component, kind, direction, checksum, execution_ms)
 values (
   'policies', 'policies', 'repeatable', 'up',
-  '075103a08c08f7d9eb6d15ff2154603a44eeec9f84aa9e0754bfd1b872517efb', 0
+  '06a8996351bb8fd126d10b1df14d56e265fe346f6f3b5b97b543b528531850a6', 0
 );
 commit;
 \endif
@@ -999,7 +1005,7 @@ commit;
 -- repeatable/90_grants.sql
 select coalesce(
   (
-    select direction <> 'up' or checksum <> '56ba1349c13e67cd510f044b75979c63cfb3f553fe4dea26a74289b284a53f98'
+    select direction <> 'up' or checksum <> 'b67a28213dea934498da70bbce87e1e19480fdeb26ea896bd14eac1ba6c84881'
     from memharbor.schema_migrations where name = 'grants' order by id desc limit 1
   ),
   true
@@ -1012,9 +1018,22 @@ set local role "memharbor_owner";
 -- variables: include_graph, include_history
 -- runs as: owner
 -- safe to repeat: takes everything back and grants these, in one transaction
-revoke all on all tables in schema memharbor from public, memharbor_app, memharbor_service, memharbor_readonly, memharbor_backup, memharbor_pooler;
-revoke all on all sequences in schema memharbor from public, memharbor_app, memharbor_service, memharbor_readonly, memharbor_backup, memharbor_pooler;
-revoke all on all functions in schema memharbor from public, memharbor_app, memharbor_service, memharbor_readonly, memharbor_backup, memharbor_pooler;
+do $undeclared$
+declare
+  found_object record;
+begin
+  for found_object in
+    select 'table' as kind, c.oid::regclass::text as name from pg_catalog.pg_class c
+    where c.relnamespace = to_regnamespace('memharbor') and c.relkind in ('r', 'p', 'v', 'm', 'S')
+      and pg_get_userbyid(c.relowner) = current_user
+    union all
+    select 'function', p.oid::regprocedure::text from pg_catalog.pg_proc p
+    where p.pronamespace = to_regnamespace('memharbor') and pg_get_userbyid(p.proowner) = current_user
+  loop
+    execute format('revoke all on %s %s from public, memharbor_app, memharbor_service, memharbor_readonly, memharbor_backup, memharbor_pooler', found_object.kind, found_object.name);
+  end loop;
+end
+$undeclared$;
 revoke all on schema memharbor from public, memharbor_app, memharbor_service, memharbor_readonly, memharbor_backup, memharbor_pooler;
 revoke all on public.memories, public.mem0, public.mem0_entities, public.memories_entities, public.mem0_memories, public.mem0_metadata from public, memharbor_app, memharbor_service, memharbor_readonly, memharbor_backup, memharbor_pooler;
 
@@ -1042,8 +1061,10 @@ grant select on
 to memharbor_readonly;
 grant select on public.memories, public.mem0, public.mem0_entities, public.memories_entities, public.mem0_memories, public.mem0_metadata to memharbor_readonly;
 
-grant select on all tables in schema memharbor to memharbor_backup;
-grant select on all sequences in schema memharbor to memharbor_backup;
+grant select on
+  memharbor.memories, memharbor.entities, memharbor.categories, memharbor.memory_categories, memharbor.configs, memharbor.org_members, memharbor.erase_ledger, memharbor.migration_ledger, memharbor.schema_migrations, memharbor.schema_state, memharbor.memory_stats
+to memharbor_backup;
+grant select on sequence memharbor.schema_migrations_id_seq to memharbor_backup;
 grant select on public.memories, public.mem0, public.mem0_entities, public.memories_entities, public.mem0_memories, public.mem0_metadata to memharbor_backup;
 
 grant execute on function memharbor.current_user_id() to memharbor_app, memharbor_service, memharbor_readonly;
@@ -1053,7 +1074,7 @@ set local role "memharbor_owner";
 insert into memharbor.schema_migrations (name, component, kind, direction, checksum, execution_ms)
 values (
   'grants', 'policies', 'repeatable', 'up',
-  '56ba1349c13e67cd510f044b75979c63cfb3f553fe4dea26a74289b284a53f98', 0
+  'b67a28213dea934498da70bbce87e1e19480fdeb26ea896bd14eac1ba6c84881', 0
 );
 commit;
 \endif

@@ -691,7 +691,7 @@ commit;
 -- repeatable/40_functions.sql
 select coalesce(
   (
-    select direction <> 'up' or checksum <> '11ca685daa88156614ee93f840e65a3f4c35152e3ad88cf6da574385cd7ee9a2'
+    select direction <> 'up' or checksum <> '8928d7ba6f912449888e019e2cdafa6207c4c6f3fa6d60a51c61424bacf4773f'
     from memharbor.schema_migrations where name = 'functions' order by id desc limit 1
   ),
   true
@@ -754,7 +754,7 @@ begin
     new.metadata := p - reserved;
     new.categories := null;
     if jsonb_typeof(p -> 'categories') = 'array'
-      and not jsonb_path_exists(p -> 'categories', '$[*] ? (@.type() != "string")')
+      and not jsonb_path_exists(p -> 'categories', 'strict $[*] ? (@.type() != "string")')
     then
       new.categories := array(select jsonb_array_elements_text(p -> 'categories'));
       new.metadata := new.metadata - 'categories';
@@ -771,7 +771,9 @@ begin
     if new.updated_at is null or (tg_op = 'UPDATE' and new.updated_at = old.updated_at) then
       new.updated_at := now();
     end if;
-    new.hash := md5(new.memory);
+    if tg_op = 'INSERT' or (new.memory, new.hash) is distinct from (old.memory, old.hash) then
+      new.hash := md5(new.memory);
+    end if;
     new.metadata := coalesce(new.metadata, '{}') - reserved;
     if new.categories is not null then
       new.metadata := new.metadata - 'categories';
@@ -867,7 +869,7 @@ set local role "memharbor_owner";
 insert into memharbor.schema_migrations (name, component, kind, direction, checksum, execution_ms)
 values (
   'functions', 'tables', 'repeatable', 'up',
-  '11ca685daa88156614ee93f840e65a3f4c35152e3ad88cf6da574385cd7ee9a2', 0
+  '8928d7ba6f912449888e019e2cdafa6207c4c6f3fa6d60a51c61424bacf4773f', 0
 );
 commit;
 \endif
@@ -1086,7 +1088,7 @@ commit;
 -- repeatable/80_policies.sql
 select coalesce(
   (
-    select direction <> 'up' or checksum <> 'b6c7d803d83575736c4c2c56e4bb7fd493891287c5bf9c8cfe8dc2c03a0437f4'
+    select direction <> 'up' or checksum <> 'c6c986c3f25e3f4284fdb0db3a785eef610f2de90fb1fae332735d373a19f0e8'
     from memharbor.schema_migrations where name = 'policies' order by id desc limit 1
   ),
   true
@@ -1128,7 +1130,11 @@ do $undeclared$
 declare
   found_policy record;
 begin
-  for found_policy in select * from pg_catalog.pg_policies where schemaname = 'memharbor' loop
+  for found_policy in
+    select p.tablename, p.policyname from pg_catalog.pg_policies p
+    join pg_catalog.pg_tables t using (schemaname, tablename)
+    where p.schemaname = 'memharbor' and t.tableowner = current_user
+  loop
     execute format('drop policy %I on memharbor.%I', found_policy.policyname, found_policy.tablename);
   end loop;
 end
@@ -1203,7 +1209,7 @@ set local role "memharbor_owner";
 insert into memharbor.schema_migrations (name, component, kind, direction, checksum, execution_ms)
 values (
   'policies', 'policies', 'repeatable', 'up',
-  'b6c7d803d83575736c4c2c56e4bb7fd493891287c5bf9c8cfe8dc2c03a0437f4', 0
+  'c6c986c3f25e3f4284fdb0db3a785eef610f2de90fb1fae332735d373a19f0e8', 0
 );
 commit;
 \endif
@@ -1211,7 +1217,7 @@ commit;
 -- repeatable/90_grants.sql
 select coalesce(
   (
-    select direction <> 'up' or checksum <> '300acf92cd618a1c20a423f6aefcad636a02c3e01d9cc28469d9044baafd319c'
+    select direction <> 'up' or checksum <> '71a2e5f3ff8323f091f554ecbe12de8254de20fcb91695106bfd12b10c36b8a8'
     from memharbor.schema_migrations where name = 'grants' order by id desc limit 1
   ),
   true
@@ -1224,9 +1230,22 @@ set local role "memharbor_owner";
 -- variables: include_graph, include_history
 -- runs as: owner
 -- safe to repeat: takes everything back and grants these, in one transaction
-revoke all on all tables in schema memharbor from public, memharbor_app, memharbor_service, memharbor_readonly, memharbor_backup, memharbor_pooler;
-revoke all on all sequences in schema memharbor from public, memharbor_app, memharbor_service, memharbor_readonly, memharbor_backup, memharbor_pooler;
-revoke all on all functions in schema memharbor from public, memharbor_app, memharbor_service, memharbor_readonly, memharbor_backup, memharbor_pooler;
+do $undeclared$
+declare
+  found_object record;
+begin
+  for found_object in
+    select 'table' as kind, c.oid::regclass::text as name from pg_catalog.pg_class c
+    where c.relnamespace = to_regnamespace('memharbor') and c.relkind in ('r', 'p', 'v', 'm', 'S')
+      and pg_get_userbyid(c.relowner) = current_user
+    union all
+    select 'function', p.oid::regprocedure::text from pg_catalog.pg_proc p
+    where p.pronamespace = to_regnamespace('memharbor') and pg_get_userbyid(p.proowner) = current_user
+  loop
+    execute format('revoke all on %s %s from public, memharbor_app, memharbor_service, memharbor_readonly, memharbor_backup, memharbor_pooler', found_object.kind, found_object.name);
+  end loop;
+end
+$undeclared$;
 revoke all on schema memharbor from public, memharbor_app, memharbor_service, memharbor_readonly, memharbor_backup, memharbor_pooler;
 revoke all on public.memories, public.mem0, public.mem0_entities, public.memories_entities, public.mem0_memories, public.memory_relationships, public.mem0_metadata, public.memory_history, public.mem0_history from public, memharbor_app, memharbor_service, memharbor_readonly, memharbor_backup, memharbor_pooler;
 
@@ -1254,8 +1273,10 @@ grant select on
 to memharbor_readonly;
 grant select on public.memories, public.mem0, public.mem0_entities, public.memories_entities, public.mem0_memories, public.memory_relationships, public.mem0_metadata, public.memory_history, public.mem0_history to memharbor_readonly;
 
-grant select on all tables in schema memharbor to memharbor_backup;
-grant select on all sequences in schema memharbor to memharbor_backup;
+grant select on
+  memharbor.memories, memharbor.entities, memharbor.categories, memharbor.memory_categories, memharbor.configs, memharbor.org_members, memharbor.erase_ledger, memharbor.migration_ledger, memharbor.schema_migrations, memharbor.schema_state, memharbor.memory_stats, memharbor.memory_history, memharbor.memory_relationships
+to memharbor_backup;
+grant select on sequence memharbor.schema_migrations_id_seq, memharbor.memory_history_id_seq to memharbor_backup;
 grant select on public.memories, public.mem0, public.mem0_entities, public.memories_entities, public.mem0_memories, public.memory_relationships, public.mem0_metadata, public.memory_history, public.mem0_history to memharbor_backup;
 
 grant execute on function memharbor.current_user_id() to memharbor_app, memharbor_service, memharbor_readonly;
@@ -1267,7 +1288,7 @@ set local role "memharbor_owner";
 insert into memharbor.schema_migrations (name, component, kind, direction, checksum, execution_ms)
 values (
   'grants', 'policies', 'repeatable', 'up',
-  '300acf92cd618a1c20a423f6aefcad636a02c3e01d9cc28469d9044baafd319c', 0
+  '71a2e5f3ff8323f091f554ecbe12de8254de20fcb91695106bfd12b10c36b8a8', 0
 );
 commit;
 \endif
