@@ -7,11 +7,13 @@ carries a label with its owner, so that the next run removes what a killed one l
 
 from __future__ import annotations
 
+import gc
 import io
 import os
 import secrets
 import tarfile
 import time
+import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import closing, contextmanager, suppress
 from dataclasses import dataclass
@@ -84,16 +86,20 @@ class Server:
 
     def execute(self, service: str, command: Sequence[str]) -> tuple[int, str]:
         """Run a command in one of our containers; returns its exit code and output."""
-        if service not in self.containers:
-            pytest.skip("MEMHARBOR_TEST_DSN names a server that is not in a container of ours")
         with closing(docker.from_env()) as engine:
-            done = engine.containers.get(self.containers[service]).exec_run(list(command))
+            done = engine.containers.get(self.container(service)).exec_run(list(command))
         return done.exit_code, done.output.decode()
 
     def log(self, service: str) -> str:
         """Read the log of one of our containers."""
         with closing(docker.from_env()) as engine:
-            return str(engine.containers.get(self.containers[service]).logs().decode())
+            return str(engine.containers.get(self.container(service)).logs().decode())
+
+    def container(self, service: str) -> str:
+        """Name one of our containers; the test skips where there is none."""
+        if service not in self.containers:
+            pytest.skip("MEMHARBOR_TEST_DSN names a server that is not in a container of ours")
+        return self.containers[service]
 
     def _dsn(self, address: str, database: str, role: str) -> str:
         password = quote(self.passwords[role], safe="")
@@ -102,6 +108,22 @@ class Server:
 
 def our_passwords(stack_secrets: StackSecrets) -> dict[str, str]:
     return {role: password for role, password in stack_secrets.passwords.items() if role != "admin"}
+
+
+def find_engine_problem() -> str | None:
+    """Say why no Docker engine can be used; `None` where one answers."""
+    with warnings.catch_warnings():
+        # The client leaves its socket open when nobody answers.
+        warnings.simplefilter("ignore", ResourceWarning)
+        try:
+            with closing(docker.from_env()) as engine:
+                engine.ping()
+        except docker.errors.DockerException as exc:
+            problem = str(exc)
+        else:
+            return None
+        gc.collect()
+    return problem
 
 
 @contextmanager
@@ -148,10 +170,12 @@ def is_alive(owner: str) -> bool:
 
 def _start_ticks(pid: int) -> str | None:
     try:
-        # Field 22 of stat, counted after the name, which may hold blanks.
-        return Path(f"/proc/{pid}/stat").read_text(encoding="utf-8").rpartition(")")[2].split()[19]
-    except (OSError, IndexError):
+        # From the third field on: the name before them may hold blanks. Source: proc_pid_stat(5).
+        state, *fields = Path(f"/proc/{pid}/stat").read_text(encoding="utf-8").rpartition(")")[2].split()
+    except (OSError, ValueError):
         return None
+    is_dead = state in ("Z", "X")
+    return None if is_dead else fields[18]
 
 
 class ThrowAway:

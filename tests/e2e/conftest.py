@@ -77,7 +77,9 @@ def stack_environment(name: str, folder: Path, dims: int) -> dict[str, str]:
     passphrase.write_text(secrets.token_urlsafe(24))
     passphrase.chmod(0o600)
     (folder / "state").mkdir()
-    kept = {key: value for key, value in os.environ.items() if not key.startswith(("MEMHARBOR_", "PG"))}
+    # Nothing of the caller's own stack, and nothing that `activate` would put back.
+    others = ("MEMHARBOR_", "_MEMHARBOR_", "PG", "PULUMI_BACKEND", "PULUMI_CONFIG")
+    kept = {key: value for key, value in os.environ.items() if not key.startswith(others)}
     return {
         **kept,
         "PATH": f"{BIN}{os.pathsep}{os.environ['PATH']}",

@@ -6,15 +6,12 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterator
-from contextlib import closing
 from urllib.parse import urlsplit, urlunsplit
 
-import docker
-import docker.errors
 import pytest
 
 from memharbor.stack_secrets import complete_secrets
-from tests.containers import Server, our_passwords, running_server
+from tests.containers import Server, find_engine_problem, our_passwords, running_server
 
 
 @pytest.fixture(scope="session")
@@ -24,11 +21,9 @@ def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
     if dsn:
         yield external_server(dsn)
         return
-    try:
-        with closing(docker.from_env()) as engine:
-            engine.ping()
-    except docker.errors.DockerException as exc:
-        reason = f"no Docker engine answers, and MEMHARBOR_TEST_DSN is not set: {exc}"
+    problem = find_engine_problem()
+    if problem:
+        reason = f"no Docker engine answers, and MEMHARBOR_TEST_DSN is not set: {problem}"
         if os.environ.get("CI") == "true":
             pytest.fail(reason)
         pytest.skip(reason)

@@ -164,9 +164,11 @@ def test_each_number_of_steps_down_and_up_again_gives_the_identical_catalog(
 
 def test_a_downgrade_refuses_to_drop_rows_and_says_which(connection: Connection, rolled_out: str) -> None:
     settings = settings_for(rolled_out)
-    connection.execute("insert into public.mem0 values (gen_random_uuid(), null, '{\"data\": \"x\", \"user_id\": \"a\"}')")
+    connection.execute('insert into public.mem0 values (gen_random_uuid(), null, \'{"data": "x", "user_id": "a"}\')')
     before = schema.fingerprint(connection)
-    with pytest.raises(StateRefusedError, match=r"memharbor\.memory_history \(1 rows\), memharbor\.memories \(1 rows\)"):
+    with pytest.raises(
+        StateRefusedError, match=r"memharbor\.memory_history \(1 rows\), memharbor\.memories \(1 rows\)"
+    ):
         schema.downgrade(connection, settings, to="base")
     assert schema.fingerprint(connection) == before
     foretold = schema.downgrade(connection, settings, to="base", dry_run=True)
@@ -240,9 +242,11 @@ def test_a_killed_step_leaves_nothing_and_a_lost_connection_is_said(server: Serv
                     (empty,),
                 )
 
-    with closing(admin_connection(server, empty)) as connection:
-        with pytest.raises(ConnectError, match="step `0003_graph`, statement 3 of"):
-            schema.apply(connection, settings, on_statement=kill)
+    with (
+        closing(admin_connection(server, empty)) as connection,
+        pytest.raises(ConnectError, match="step `0003_graph`, statement 3 of"),
+    ):
+        schema.apply(connection, settings, on_statement=kill)
     with closing(admin_connection(server, empty)) as connection:
         assert schema.current(connection) == "0002_history"
         assert names_of(connection, "select to_regclass('memharbor.memory_relationships')::text") == [None]
@@ -272,9 +276,11 @@ def test_an_index_build_that_was_interrupted_is_built_again(server: Server, empt
 
     killer = threading.Thread(target=interrupt)
     killer.start()
-    with closing(admin_connection(server, empty)) as connection:
-        with pytest.raises(ConnectError, match="step `0006_search_indexes`"):
-            schema.apply(connection, settings)
+    with (
+        closing(admin_connection(server, empty)) as connection,
+        pytest.raises(ConnectError, match="step `0006_search_indexes`"),
+    ):
+        schema.apply(connection, settings)
     killer.join()
     blocker.close()
     with closing(admin_connection(server, empty)) as connection:
@@ -338,10 +344,14 @@ def test_a_run_that_waits_too_long_for_another_says_who_it_is(
     from memharbor.schema import ledger
 
     with closing(admin_connection(server, rolled_out)) as one, closing(admin_connection(server, rolled_out)) as two:
-        with ledger.advisory_lock(one):
-            with pytest.raises(StateRefusedError, match=r"held this database for 0 seconds: process \d+, `\w+`, `memharbor`"):
-                with ledger.advisory_lock(two, wait_seconds=0.2):
-                    pass
+        with (
+            ledger.advisory_lock(one),
+            pytest.raises(
+                StateRefusedError, match=r"held this database for 0 seconds: process \d+, `\w+`, `memharbor`"
+            ),
+            ledger.advisory_lock(two, wait_seconds=0.2),
+        ):
+            pass
         with ledger.advisory_lock(two, wait_seconds=0.2):
             pass
 
@@ -353,9 +363,11 @@ def test_a_pooled_connection_is_refused(server: Server, rolled_out: str) -> None
         pytest.skip(f"this server has no pooler: {exc}")
     if not dsn:
         pytest.skip("this server has no pooler")
-    with closing(psycopg.connect(dsn)) as connection:
-        with pytest.raises(StateRefusedError, match="goes through a pooler"):
-            schema.apply(connection, settings_for(rolled_out))
+    with (
+        closing(psycopg.connect(dsn)) as connection,
+        pytest.raises(StateRefusedError, match="goes through a pooler"),
+    ):
+        schema.apply(connection, settings_for(rolled_out))
 
 
 # --- refused ---------------------------------------------------------------------------------------------------------
@@ -383,9 +395,11 @@ def test_a_database_of_a_newer_release_is_refused(connection: Connection, rolled
 
 
 def test_a_part_without_its_ground_is_refused_with_the_next_command(server: Server, empty: str) -> None:
-    with closing(admin_connection(server, empty)) as connection:
-        with pytest.raises(StateRefusedError, match="`tables` needs `extension`") as caught:
-            schema.apply(connection, settings_for(empty), components=["tables"])
+    with (
+        closing(admin_connection(server, empty)) as connection,
+        pytest.raises(StateRefusedError, match="`tables` needs `extension`") as caught,
+    ):
+        schema.apply(connection, settings_for(empty), components=["tables"])
     assert caught.value.hints == ("memharbor schema apply --component extension",)
 
 
@@ -411,7 +425,9 @@ def test_pgvector_in_another_schema_is_refused_with_the_way_out(server: Server, 
 
 def test_a_refused_statement_is_named_with_its_step_and_number(server: Server, empty: str, root: Path) -> None:
     file = root / "versioned" / "0002_history.up.sql"
-    file.write_text(file.read_text().replace("create index memory_history_memory_id", "create index memory_history_pkey"))
+    file.write_text(
+        file.read_text().replace("create index memory_history_memory_id", "create index memory_history_pkey")
+    )
     with closing(admin_connection(server, empty)) as connection:
         with pytest.raises(DatabaseError, match=r"step `0002_history`, statement 2 of 4: .*already exists.*42P07"):
             schema.apply(connection, settings_for(empty), root=root)
@@ -442,7 +458,9 @@ def test_a_repeatable_step_runs_again_when_a_setting_in_it_changes(connection: C
     assert schema.fingerprint(connection) == before
 
 
-def test_an_added_versioned_step_is_applied_with_its_number(connection: Connection, rolled_out: str, root: Path) -> None:
+def test_an_added_versioned_step_is_applied_with_its_number(
+    connection: Connection, rolled_out: str, root: Path
+) -> None:
     head = "-- component: tables\n-- purpose: x\n-- variables: none\n-- runs as: owner\n-- safe to repeat: x\n"
     added = root / "versioned"
     (added / "0007_extra.up.sql").write_text(head + "alter table memharbor.categories add column color text;\n")
@@ -457,7 +475,9 @@ def test_an_added_versioned_step_is_applied_with_its_number(connection: Connecti
     assert schema.describe_catalog(connection) == before
 
 
-def test_the_rendered_script_runs_in_psql_twice_and_memharbor_takes_over(server: Server, empty: str, tmp_path: Path) -> None:
+def test_the_rendered_script_runs_in_psql_twice_and_memharbor_takes_over(
+    server: Server, empty: str, tmp_path: Path
+) -> None:
     if shutil.which("psql") is None:
         pytest.skip("psql is not installed")
     template_database(server)
@@ -491,11 +511,13 @@ def test_a_script_without_graph_and_history_can_be_completed_later(server: Serve
     subprocess.run(["psql", "-Xq", f"--file={script}", server.admin_dsn(empty)], check=True)
     with closing(admin_connection(server, empty)) as connection:
         assert names_of(connection, "select to_regclass('memharbor.memory_history')::text") == [None]
-        connection.execute("insert into public.mem0 values (gen_random_uuid(), null, '{\"user_id\": \"a\"}')")
+        connection.execute('insert into public.mem0 values (gen_random_uuid(), null, \'{"user_id": "a"}\')')
         schema.apply(connection, settings)
         assert schema.verify(connection, settings) == []
 
 
 def test_template_roots_of_one_release_are_never_mixed_up(root: Path) -> None:
     settings = settings_for("x")
-    assert [a == b for a, b in itertools.zip_longest(schema.load_steps(settings), schema.load_steps(settings, root=root))]
+    assert [
+        a == b for a, b in itertools.zip_longest(schema.load_steps(settings), schema.load_steps(settings, root=root))
+    ]

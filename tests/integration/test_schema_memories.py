@@ -39,7 +39,9 @@ def service(server: Server, database: str) -> Iterator[Connection]:
 
 def store(connection: Connection, payload: dict[str, Any], vector: str | None = VECTOR) -> uuid.UUID:
     identifier = uuid.uuid4()
-    connection.execute("insert into mem0 (id, vector, payload) values (%s, %s, %s)", (identifier, vector, Jsonb(payload)))
+    connection.execute(
+        "insert into mem0 (id, vector, payload) values (%s, %s, %s)", (identifier, vector, Jsonb(payload))
+    )
     return identifier
 
 

@@ -66,7 +66,9 @@ def test_no_password_stands_in_what_the_server_sees(server: Server, admin: Conne
 
     try:
         schema.apply_roles(
-            lambda database: Recording.connect(server.admin_dsn(database)), settings_for("nowhere"), {"app": "visible-Secret"}
+            lambda database: Recording.connect(server.admin_dsn(database)),
+            settings_for("nowhere"),
+            {"app": "visible-Secret"},
         )
     finally:
         again(server, server.passwords)
@@ -98,9 +100,11 @@ def test_rewind_may_read_files_in_database_postgres(server: Server, admin: Conne
     with closing(connect(server.direct_dsn("postgres", "rewind"))) as connection:
         for query in ("select pg_ls_dir('.', true, false)", "select pg_read_binary_file('PG_VERSION')"):
             assert connection.execute(query).fetchone() is not None
-    with closing(connect(server.direct_dsn("postgres", "app"))) as connection:
-        with pytest.raises(psycopg.errors.InsufficientPrivilege):
-            connection.execute("select pg_read_binary_file('PG_VERSION')")
+    with (
+        closing(connect(server.direct_dsn("postgres", "app"))) as connection,
+        pytest.raises(psycopg.errors.InsufficientPrivilege),
+    ):
+        connection.execute("select pg_read_binary_file('PG_VERSION')")
 
 
 def test_the_ledger_of_a_database_learns_of_a_repaired_role(server: Server, admin: Connection) -> None:
@@ -207,7 +211,7 @@ def test_an_administrator_who_is_no_superuser_gets_everything_but_what_only_one_
         assert schema.verify(connection, settings) == []
         assert schema.tenant_indexes(connection, settings).changed is False
         connection.execute("set role memharbor_service")
-        connection.execute("insert into public.mem0 values (gen_random_uuid(), null, '{\"user_id\": \"a\"}')")
+        connection.execute('insert into public.mem0 values (gen_random_uuid(), null, \'{"user_id": "a"}\')')
         connection.execute("reset role")
         with pytest.raises(StateRefusedError, match=r"memharbor\.memories \(1 rows\)"):
             schema.downgrade(connection, settings, to="base")

@@ -94,7 +94,9 @@ def test_verification_writes_nothing(connection: Connection, settings: Settings)
 
 
 @pytest.mark.parametrize("damage", REPAIRABLE)
-def test_what_was_changed_by_hand_is_found_and_repaired(connection: Connection, settings: Settings, damage: str) -> None:
+def test_what_was_changed_by_hand_is_found_and_repaired(
+    connection: Connection, settings: Settings, damage: str
+) -> None:
     before = schema.describe_catalog(connection)
     run_statement(connection, REPAIRABLE[damage])
     found = schema.verify(connection, settings)
@@ -177,7 +179,7 @@ def test_a_database_that_was_never_rolled_out_has_every_step_pending(server: Ser
 def test_a_fingerprint_ignores_rows_and_users_own_indexes(server: Server) -> None:
     with scratch_database(server) as name, closing(admin_connection(server, name)) as connection:
         before = schema.fingerprint(connection)
-        connection.execute("insert into public.mem0 values (gen_random_uuid(), null, '{\"user_id\": \"a\"}')")
+        connection.execute('insert into public.mem0 values (gen_random_uuid(), null, \'{"user_id": "a"}\')')
         connection.execute("create index memories_hnsw_x on memharbor.memories (id) where payload ->> 'user_id' = 'x'")
         assert schema.fingerprint(connection) == before
 
