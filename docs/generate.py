@@ -14,6 +14,7 @@ from typing import Any, get_args, get_origin
 
 import click
 import yaml
+
 from memharbor.commands import cli
 from memharbor.errors import exit_codes
 from memharbor.settings import Settings, environment_name, setting_fields

@@ -25,8 +25,9 @@ import docker
 import docker.errors
 import pytest
 
-from memharbor.pooler_files import pgbouncer_files
-from memharbor.server_files import (
+from memharbor.server_files.backup_store import store_files
+from memharbor.server_files.pgbouncer import pgbouncer_files
+from memharbor.server_files.postgres import (
     DATA_ROOT,
     FILES_ROOT,
     POOLER_PORT,
@@ -36,8 +37,7 @@ from memharbor.server_files import (
     postgres_files,
 )
 from memharbor.settings import Settings
-from memharbor.stack_secrets import ROLE_NAMES, StackSecrets, certificate_nodes, complete_secrets
-from memharbor.store_files import store_files
+from memharbor.stack.secrets import ROLE_NAMES, StackSecrets, certificate_nodes, complete_secrets
 from memharbor_infra.contexts import BuildContext, source_context, store_context
 from memharbor_infra.mounts import (
     POOLER_SCRATCH,

@@ -248,7 +248,7 @@ def _pgvector(connection: Any) -> Findings:
             "pgvector", "failed", "the extension is not installed", "ansible-playbook ansible/playbooks/site.yml"
         )
     elif parse_version(version) < versions.PGVECTOR_MINIMUM:
-        yield Finding("pgvector", "failed", f"{version} has no iterative scans", "alter extension vector update")
+        yield Finding("pgvector", "failed", f"{version} has no iterative scans", "as superuser: alter extension vector update")
     elif parse_version(version) < versions.PGVECTOR_SAFE_PARALLEL_BUILD:
         yield Finding(
             "pgvector",
@@ -296,7 +296,7 @@ def _settings_owner(connection: Any, target: Target) -> Findings:
             "settings",
             "failed",
             f"postgresql.auto.conf holds {names}",
-            "alter system reset all; settings belong to `pulumi config`",
+            "as superuser: alter system reset all; settings belong to `pulumi config`",
         )
     else:
         yield Finding("settings", "ok", "server settings come from one file")

@@ -7,7 +7,7 @@ from __future__ import annotations
 import pulumi
 import pulumi_docker as docker
 
-from memharbor.store_files import store_files
+from memharbor.server_files.backup_store import store_files
 from memharbor_infra.config import Configuration
 from memharbor_infra.files import ConfigurationFiles
 from memharbor_infra.hardening import hardened, serving

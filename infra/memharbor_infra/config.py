@@ -11,8 +11,8 @@ from dataclasses import dataclass
 
 from memharbor.errors import ConfigError
 from memharbor.settings import Settings, load_settings
-from memharbor.stack_config import SECRETS_KEY, check_stack_name, config_settings
-from memharbor.stack_secrets import StackSecrets, parse_secrets
+from memharbor.stack.config import SECRETS_KEY, check_stack_name, config_settings
+from memharbor.stack.secrets import StackSecrets, parse_secrets
 
 
 @dataclass(frozen=True)

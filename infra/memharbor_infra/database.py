@@ -10,14 +10,14 @@ from dataclasses import dataclass
 import pulumi
 import pulumi_docker as docker
 
-from memharbor.server_files import (
+from memharbor.server_files.postgres import (
     DATA_ROOT,
     POSTGRES_PORT,
     STANZA,
     postgres_files,
 )
 from memharbor.settings import Settings
-from memharbor.stack_secrets import node_names
+from memharbor.stack.secrets import node_names
 from memharbor_infra.config import Configuration
 from memharbor_infra.files import ConfigurationFiles
 from memharbor_infra.hardening import hardened, serving

@@ -14,7 +14,7 @@ from collections.abc import Sequence
 import pulumi
 import pulumi_docker as docker
 
-from memharbor.server_files import FILES_ROOT, ServerFile
+from memharbor.server_files.postgres import FILES_ROOT, ServerFile
 from memharbor_infra.hardening import hardened
 from memharbor_infra.labels import labels
 

@@ -6,7 +6,7 @@ Pure, no Pulumi: the integration tests run the same images the same way. The num
 
 from __future__ import annotations
 
-from memharbor.server_files import (
+from memharbor.server_files.postgres import (
     LOCK_DIRECTORY,
     POOLER_SOCKET_DIRECTORY,
     POSTGRES_SOCKET_DIRECTORY,

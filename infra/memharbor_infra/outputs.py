@@ -9,8 +9,8 @@ from typing import Any
 
 import pulumi
 
-from memharbor.pooler_files import pool_names
-from memharbor.server_files import (
+from memharbor.server_files.pgbouncer import pool_names
+from memharbor.server_files.postgres import (
     POSTGRES_PORT,
     STANZA,
     STORE_BUCKET,

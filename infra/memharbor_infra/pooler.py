@@ -9,8 +9,8 @@ from collections.abc import Sequence
 import pulumi
 import pulumi_docker as docker
 
-from memharbor.pooler_files import pgbouncer_files
-from memharbor.server_files import POOLER_PORT
+from memharbor.server_files.pgbouncer import pgbouncer_files
+from memharbor.server_files.postgres import POOLER_PORT
 from memharbor_infra.config import Configuration
 from memharbor_infra.files import ConfigurationFiles
 from memharbor_infra.hardening import hardened, serving

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
-from memharbor.stack_secrets import node_names
+from memharbor.stack.secrets import node_names
 from memharbor_infra import backup_store, database, pooler
 from memharbor_infra.backup_store import BackupStore
 from memharbor_infra.config import Configuration, read_configuration

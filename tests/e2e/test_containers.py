@@ -90,7 +90,10 @@ def test_the_data_directory_is_the_owners_alone_and_has_checksums(stack: Stack) 
 
 
 def published(stack: Stack) -> dict[str, int]:
-    return {"postgres": int(stack.environ["MEMHARBOR_POSTGRES_PORT"]), "pool": int(stack.environ["MEMHARBOR_POOL_PORT"])}
+    return {
+        "postgres": int(stack.environ["MEMHARBOR_POSTGRES_PORT"]),
+        "pool": int(stack.environ["MEMHARBOR_POOL_PORT"]),
+    }
 
 
 def test_a_port_scan_of_the_host_finds_two_ports_on_loopback_only(stack: Stack) -> None:
@@ -173,7 +176,10 @@ def test_the_containers_come_back_after_a_crash(stack: Stack) -> None:
     deadline = time.monotonic() + 60
     while time.monotonic() < deadline:
         container.reload()
-        if container.attrs["State"]["StartedAt"] != begun_at and container.attrs["State"].get("Health", {}).get("Status") == "healthy":
+        if (
+            container.attrs["State"]["StartedAt"] != begun_at
+            and container.attrs["State"].get("Health", {}).get("Status") == "healthy"
+        ):
             break
         time.sleep(0.5)
     with psycopg.connect(stack.dsn("app")) as connection:

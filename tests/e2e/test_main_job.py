@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 import re
 import time
+from collections.abc import Callable
 from typing import Any
 
 import psycopg
@@ -77,7 +78,11 @@ def test_04_more_rows_come_and_the_moment_is_named(stack: Stack) -> None:
         for number in range(200):
             connection.execute(
                 "insert into public.memories (user_id, memory, embedding) values (%s, %s, %s)",
-                (f"user-{number % 50:02d}", f"written after the backup, number {number}", str([1.0] + [0.0] * (DIMS - 1))),
+                (
+                    f"user-{number % 50:02d}",
+                    f"written after the backup, number {number}",
+                    str([1.0] + [0.0] * (DIMS - 1)),
+                ),
             )
     story["hashes"] = user_hashes(stack)
     assert sum(count for count, _ in story["hashes"].values()) >= corpus.ROW_COUNT + 200
@@ -196,8 +201,11 @@ def test_13_no_secret_is_seen_in_arguments_environment_logs_or_state(stack: Stac
         assert not any(secret in text for text in seen)
 
 
-def test_99_figures(stack: Stack) -> None:
-    """Say the figures; nothing is asserted of a time."""
+def test_14_figures_are_said(stack: Stack, record_testsuite_property: Callable[[str, object], None]) -> None:
+    """Into the JUnit report and the terminal; nothing is asserted of a time."""
     with connect(stack, "admin", "--direct") as connection:
         size = connection.execute("select pg_size_pretty(pg_database_size(current_database()))").fetchone()
-    print("\nfigures", json.dumps({**{k: v for k, v in story.items() if k != "hashes"}, "database": size}, default=str))
+    figures: dict[str, object] = {name: value for name, value in story.items() if "second" in name}
+    figures |= {"database": size, **stack.seconds}
+    record_testsuite_property("figures", json.dumps(figures, default=str))
+    assert story["rows_per_second"] > 0

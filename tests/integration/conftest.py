@@ -10,7 +10,7 @@ from urllib.parse import urlsplit, urlunsplit
 
 import pytest
 
-from memharbor.stack_secrets import complete_secrets
+from memharbor.stack.secrets import complete_secrets
 from tests.containers import Server, find_engine_problem, our_passwords, running_server
 
 

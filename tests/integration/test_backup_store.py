@@ -12,7 +12,7 @@ import docker.errors
 import pytest
 
 from memharbor.errors import ConfigError
-from memharbor.server_files import STORE_BUCKET
+from memharbor.server_files.postgres import STORE_BUCKET
 from tests.containers import Server, ThrowAway, throw_away
 
 OBJECT = f"/{STORE_BUCKET}/pgbackrest/x"

@@ -12,7 +12,7 @@ import docker
 import psycopg
 import pytest
 
-from memharbor.certificates import create_authority
+from memharbor.stack.certificates import create_authority
 from tests.containers import Server, throw_away
 from tests.memory_database import memory_database
 

@@ -12,9 +12,9 @@ from hypothesis import given
 from hypothesis import settings as hypothesis_settings
 from hypothesis import strategies as st
 
-from memharbor import certificates
-from memharbor.certificates import KeyPair, create_authority, create_leaf, find_expiry
-from memharbor.stack_secrets import certificate_names
+from memharbor.stack import certificates
+from memharbor.stack.certificates import KeyPair, create_authority, create_leaf, find_expiry
+from memharbor.stack.secrets import certificate_names
 
 NOW = datetime(2026, 11, 21, 12, tzinfo=UTC)
 NAMES = certificate_names("dev", "postgres-0")

@@ -35,10 +35,8 @@ ALLOWED = {
     "templates": FOUNDATIONS,
     "embedder": FOUNDATIONS,
     "mem0": FOUNDATIONS,
-    "certificates": FOUNDATIONS,
-    "server_files": TOOLS,
-    "stack_secrets": TOOLS | {"certificates"},
-    "stack": TOOLS | {"certificates", "stack_secrets"},
+    "stack": TOOLS,
+    "server_files": TOOLS | {"stack"},
     "schema": TOOLS,
     "target": TOOLS | {"stack"},
     "rollout": TOOLS | {"target", "schema"},
@@ -226,6 +224,6 @@ def test_no_path_of_a_developers_machine_is_committed() -> None:
     pattern = re.compile("/" + r"(work|home|root|Users)/[a-z]+/")
     for name in filter(None, listed.split("\0")):
         path = ROOT / name
-        if path.is_file() and path.suffix not in (".gz", ".zst", ".png"):
+        if path.is_file() and path.suffix not in (".gz", ".xz", ".zst", ".png"):
             found = pattern.search(path.read_text(errors="replace"))
             assert found is None, f"{name}: {found[0] if found else ''}"

@@ -19,11 +19,11 @@ from pulumi.runtime import settings as runtime_settings
 from pulumi.runtime.stack import run_pulumi_func
 
 from memharbor.errors import ConfigError
-from memharbor.server_files import ServerFile
+from memharbor.server_files.postgres import ServerFile
 from memharbor.settings import Settings, load_settings
 from memharbor.stack import StackOutputs
-from memharbor.stack_config import SECRETS_KEY
-from memharbor.stack_secrets import StackSecrets, certificate_nodes, complete_secrets
+from memharbor.stack.config import SECRETS_KEY
+from memharbor.stack.secrets import StackSecrets, certificate_nodes, complete_secrets
 from memharbor_infra import program
 from memharbor_infra.config import read_configuration
 from memharbor_infra.contexts import BuildContext, source_context, store_context

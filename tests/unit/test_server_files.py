@@ -9,10 +9,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from memharbor import pooler_files, server_files, store_files
 from memharbor.errors import ConfigError
-from memharbor.pooler_files import pool_limits, render_pgbouncer_ini, render_pgbouncer_users
-from memharbor.server_files import (
+from memharbor.server_files import backup_store, pgbouncer, postgres
+from memharbor.server_files.pgbouncer import pool_limits, render_pgbouncer_ini, render_pgbouncer_users
+from memharbor.server_files.postgres import (
     ServerFile,
     render_pg_hba,
     render_pgbackrest_conf,
@@ -20,7 +20,7 @@ from memharbor.server_files import (
     render_postgresql_conf,
 )
 from memharbor.settings import Settings, load_settings
-from memharbor.stack_secrets import ROLE_NAMES, certificate_nodes, complete_secrets
+from memharbor.stack.secrets import ROLE_NAMES, certificate_nodes, complete_secrets
 
 SECRETS = complete_secrets("dev", certificate_nodes(Settings()))
 
@@ -155,7 +155,7 @@ def test_any_database_is_pooled_only_when_asked_for() -> None:
 def test_full_pools_never_overrun_the_server(connections: int, session: int) -> None:
     limits = pool_limits(Settings.model_construct(max_connections=connections, pool_session_size=session))
     assert all(limit >= 1 for limit in limits.values())
-    assert sum(limits.values()) <= connections - pooler_files.RESERVED_CONNECTIONS
+    assert sum(limits.values()) <= connections - pgbouncer.RESERVED_CONNECTIONS
 
 
 def test_the_poolers_own_file_names_only_the_role_that_asks() -> None:
@@ -163,7 +163,7 @@ def test_the_poolers_own_file_names_only_the_role_that_asks() -> None:
 
 
 def test_the_backup_key_can_delete_objects_but_no_version() -> None:
-    statements = json.loads(store_files.render_store_policy())["Statement"]
+    statements = json.loads(backup_store.render_store_policy())["Statement"]
     allowed = [
         action
         for statement in statements
@@ -175,21 +175,21 @@ def test_the_backup_key_can_delete_objects_but_no_version() -> None:
 
 
 def test_the_owner_of_the_bucket_is_named_in_its_policy() -> None:
-    first = json.loads(store_files.render_store_policy())["Statement"][0]
+    first = json.loads(backup_store.render_store_policy())["Statement"][0]
     assert first["Principal"]["AWS"] == ["custodian"]
     assert first["Action"] == "s3:*"
 
 
 def test_nobody_in_the_store_is_an_administrator() -> None:
-    accounts = json.loads(store_files.render_store_users(SECRETS))["accessAccounts"]
+    accounts = json.loads(backup_store.render_store_users(SECRETS))["accessAccounts"]
     assert set(accounts) == {"custodian", "pgbackrest"}
     assert {account["role"] for account in accounts.values()} == {"user"}
 
 
 ALL_FILES = {
-    "postgres": server_files.postgres_files(Settings(), "dev", SECRETS, "postgres-0"),
-    "pgbouncer": pooler_files.pgbouncer_files(Settings(), SECRETS, "pgbouncer-0"),
-    "backup-store": store_files.store_files(SECRETS, "backup-store-0"),
+    "postgres": postgres.postgres_files(Settings(), "dev", SECRETS, "postgres-0"),
+    "pgbouncer": pgbouncer.pgbouncer_files(Settings(), SECRETS, "pgbouncer-0"),
+    "backup-store": backup_store.store_files(SECRETS, "backup-store-0"),
 }
 
 

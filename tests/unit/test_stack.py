@@ -16,13 +16,22 @@ from hypothesis import strategies as st
 from psycopg.conninfo import conninfo_to_dict
 from pydantic import SecretStr
 
-from memharbor import provisioner, stack
 from memharbor.errors import ConfigError, ExternalToolError
 from memharbor.settings import Settings
-from memharbor.stack import StackOutputs, build_inventory, dsn, environment, find_leader, inventory, read_outputs
-from memharbor.stack_config import SECRETS_KEY, check_stack_name
-from memharbor.stack_init import init_stack
-from memharbor.stack_secrets import ROLE_NAMES, certificate_nodes, complete_secrets, parse_secrets
+from memharbor.stack import (
+    StackOutputs,
+    build_inventory,
+    dsn,
+    environment,
+    find_leader,
+    inventory,
+    provisioner,
+    read_outputs,
+)
+from memharbor.stack import outputs as stack_outputs
+from memharbor.stack.config import SECRETS_KEY, check_stack_name
+from memharbor.stack.init import init_stack
+from memharbor.stack.secrets import ROLE_NAMES, certificate_nodes, complete_secrets, parse_secrets
 
 
 def endpoint(port: int, dbname: str = "memharbor", host: str = "127.0.0.1") -> dict[str, Any]:
@@ -183,7 +192,9 @@ def test_passwords_do_not_appear_where_outputs_are_shown(outputs: StackOutputs) 
 
 def test_a_stack_is_only_handled_from_a_checkout(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(provisioner, "__file__", str(tmp_path / "site-packages" / "memharbor" / "provisioner.py"))
+    monkeypatch.setattr(
+        provisioner, "__file__", str(tmp_path / "site-packages" / "memharbor" / "stack" / "provisioner.py")
+    )
     with pytest.raises(ConfigError, match="checkout") as caught:
         provisioner.find_checkout()
     assert "MEMHARBOR_DSN" in caught.value.hints[0]
@@ -400,8 +411,8 @@ def test_a_name_that_containers_cannot_carry_is_refused(name: str) -> None:
 
 
 def test_a_stack_is_named_by_the_environment_or_the_default() -> None:
-    assert stack.stack_name({"MEMHARBOR_STACK": "prod"}) == "prod"
-    assert stack.stack_name({"MEMHARBOR_STACK": ""}) == stack.DEFAULT_STACK
+    assert stack_outputs.stack_name({"MEMHARBOR_STACK": "prod"}) == "prod"
+    assert stack_outputs.stack_name({"MEMHARBOR_STACK": ""}) == stack_outputs.DEFAULT_STACK
 
 
 def test_what_activation_sets_is_there_without_it_and_what_a_user_set_wins() -> None:

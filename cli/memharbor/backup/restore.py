@@ -301,7 +301,9 @@ class Restore:
         segment = self._query("select pg_walfile_name(pg_switch_wal())")
         deadline = time.monotonic() + 120
         while time.monotonic() < deadline:
-            if self._query(f"select coalesce(last_archived_wal >= '{segment}', false) from pg_stat_archiver") == "t":
+            # The segment's name is PostgreSQL's own answer.
+            is_archived = f"select coalesce(last_archived_wal >= '{segment}', false) from pg_stat_archiver"  # noqa: S608
+            if self._query(is_archived) == "t":
                 return
             time.sleep(0.2)
         raise StateRefusedError(

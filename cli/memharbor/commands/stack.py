@@ -32,7 +32,7 @@ def init(output: Output, stack: str, dry_run: bool) -> None:
       memharbor stack init --stack dev
     """
     from memharbor.settings import settings_from_environment
-    from memharbor.stack_init import init_stack
+    from memharbor.stack.init import init_stack
 
     report = init_stack(stack, settings_from_environment(os.environ), dry_run=dry_run)
     output.result(report.as_data(), report.text)
@@ -132,7 +132,7 @@ def destroy(output: Output, name: str, dry_run: bool, yes: bool) -> None:
       memharbor stack destroy dev --dry-run
     """
     from memharbor.commands import confirm
-    from memharbor.stack_init import destroy_stack
+    from memharbor.stack.init import destroy_stack
 
     if not dry_run:
         confirm(f"Delete stack {name} with all its memories and backups?", yes=yes)

@@ -1,7 +1,7 @@
 """
 What a stack keeps secret: one password per role, the keys of the backup store, the CA and its leaf certificates.
 
-Pure but for the operating system's random source. Generated once by `memharbor.stack_init`, kept encrypted in the
+Pure but for the operating system's random source. Generated once by `memharbor.stack.init`, kept encrypted in the
 stack's config under `memharbor:secrets`, read by the stack's program. A later version that needs more completes what
 is there and never replaces it: a new password or CA would lock out what runs.
 """
@@ -14,9 +14,9 @@ from datetime import datetime
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
-from memharbor.certificates import KeyPair, create_authority, create_leaf
 from memharbor.errors import ConfigError
 from memharbor.settings import Settings
+from memharbor.stack.certificates import KeyPair, create_authority, create_leaf
 
 # Login names by the short name that `memharbor stack dsn` takes. The superuser is `admin`.
 ROLE_NAMES = {

@@ -1,7 +1,7 @@
 """
 The Pulumi command line, with the environment that the project's `activate` sets.
 
-Must not decide anything about a stack; `memharbor.stack` and `memharbor.stack_init` do. Secrets go to Pulumi by stdin
+Must not decide anything about a stack; `memharbor.stack` and `memharbor.stack.init` do. Secrets go to Pulumi by stdin
 and come back on stdout, never as arguments.
 """
 

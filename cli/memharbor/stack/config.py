@@ -1,7 +1,7 @@
 """
 How a stack's config is laid out: which keys there are, and what a stack may be called.
 
-Pure. Written by `memharbor.stack_init`, read by the stack's program (`memharbor_infra.config`).
+Pure. Written by `memharbor.stack.init`, read by the stack's program (`memharbor_infra.config`).
 """
 
 from __future__ import annotations

@@ -13,13 +13,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from memharbor import provisioner
 from memharbor.output import Output
 from memharbor.settings import load_settings
-from memharbor.stack import ca_certificate_path, write_ca_certificate
-from memharbor.stack_config import SECRETS_KEY, check_stack_name, config_settings, setting_key
-from memharbor.stack_resources import StackResources
-from memharbor.stack_secrets import certificate_nodes, complete_secrets, parse_secrets
+from memharbor.stack import provisioner
+from memharbor.stack.config import SECRETS_KEY, check_stack_name, config_settings, setting_key
+from memharbor.stack.outputs import ca_certificate_path, write_ca_certificate
+from memharbor.stack.resources import StackResources
+from memharbor.stack.secrets import certificate_nodes, complete_secrets, parse_secrets
 
 
 @dataclass(frozen=True)

@@ -1,15 +1,15 @@
 """
 Every configuration file of the embedded backup store: its users, the bucket's policy, its secrets.
 
-Pure, like `memharbor.server_files`. The entrypoint of `docker/backup-store` brings them into force at each start.
+Pure, like `memharbor.server_files.postgres`. The entrypoint of `docker/backup-store` brings them into force at each start.
 """
 
 from __future__ import annotations
 
 import json
 
-from memharbor.server_files import STORE_BUCKET, ServerFile, tls_files
-from memharbor.stack_secrets import StackSecrets
+from memharbor.server_files.postgres import STORE_BUCKET, ServerFile, tls_files
+from memharbor.stack.secrets import StackSecrets
 
 
 def render_store_users(secrets: StackSecrets) -> str:

@@ -2,7 +2,7 @@
 The stack's certificate authority and the leaf certificates under it.
 
 Pure: keys and certificates come back as PEM text, nothing is read or written. Where they are kept is decided by
-`memharbor.stack_init`. The extensions are those that Python >= 3.13, OpenSSL, PostgreSQL, PgBouncer, pgBackRest, etcd
+`memharbor.stack.init`. The extensions are those that Python >= 3.13, OpenSSL, PostgreSQL, PgBouncer, pgBackRest, etcd
 and Patroni all accept; a CA without `keyUsage` is refused by some of them.
 
 Source: RFC 5280, sections 4.2.1.1 to 4.2.1.12.

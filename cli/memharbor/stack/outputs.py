@@ -17,10 +17,10 @@ from urllib.parse import quote, urlencode
 
 from pydantic import BaseModel, ConfigDict, SecretStr, ValidationError
 
-from memharbor import provisioner
 from memharbor.errors import ConfigError, ExternalToolError, StateRefusedError
 from memharbor.settings import Settings, environment_name, load_settings, settings_from_environment
-from memharbor.stack_secrets import ROLE_NAMES
+from memharbor.stack import provisioner
+from memharbor.stack.secrets import ROLE_NAMES
 
 DEFAULT_STACK = "dev"
 STACK_VARIABLE = "MEMHARBOR_STACK"

@@ -1,14 +1,14 @@
 """
 Every configuration file of PgBouncer, rendered from the settings.
 
-Pure, like `memharbor.server_files`; also what `memharbor config pgbouncer` prints for a pooler that is not ours.
+Pure, like `memharbor.server_files.postgres`; also what `memharbor config pgbouncer` prints for a pooler that is not ours.
 
 Source: PgBouncer configuration manual.
 """
 
 from __future__ import annotations
 
-from memharbor.server_files import (
+from memharbor.server_files.postgres import (
     FILES_ROOT,
     POOLER_PORT,
     POOLER_SOCKET_DIRECTORY,
@@ -20,7 +20,7 @@ from memharbor.server_files import (
     tls_files,
 )
 from memharbor.settings import Settings
-from memharbor.stack_secrets import ROLE_NAMES, StackSecrets
+from memharbor.stack.secrets import ROLE_NAMES, StackSecrets
 
 # How long PgBouncer keeps a client waiting for a server.
 CLIENT_WAIT_SECONDS = 300

@@ -4,7 +4,7 @@ Every configuration file of a database node, rendered from the settings, and whe
 Pure: text in, text out. Read by the stack's program, which uploads the files, and by the integration tests, which run
 the same images with the same files. This is the one place of server-wide settings: what belongs to a role or a database
 is `ALTER ROLE/DATABASE … SET` in `sql_templates/`, and `ALTER SYSTEM` is off. PgBouncer's and the backup store's files
-are in `memharbor.pooler_files` and `memharbor.store_files`.
+are in `memharbor.server_files.pgbouncer` and `memharbor.server_files.backup_store`.
 
 Sources: PostgreSQL manual, Server Configuration; pgBackRest configuration reference.
 """
@@ -17,7 +17,7 @@ from dataclasses import dataclass, field
 
 from memharbor import versions
 from memharbor.settings import Settings
-from memharbor.stack_secrets import ROLE_NAMES, StackSecrets
+from memharbor.stack.secrets import ROLE_NAMES, StackSecrets
 
 # Where a container sees its files; `ServerFile.path` is relative to it.
 FILES_ROOT = "/etc/memharbor"
