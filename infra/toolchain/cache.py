@@ -22,10 +22,10 @@ def find_cache_root(environment: Mapping[str, str]) -> Path:
     """
     Return Memharbor's own cache folder by the XDG rules.
 
-    >>> find_cache_root({"XDG_CACHE_HOME": "/var/cache/me", "HOME": "/home/me"}).as_posix()
+    >>> find_cache_root({"XDG_CACHE_HOME": "/var/cache/me", "HOME": "/srv/me"}).as_posix()
     '/var/cache/me/memharbor'
-    >>> find_cache_root({"XDG_CACHE_HOME": "relative", "HOME": "/home/me"}).as_posix()
-    '/home/me/.cache/memharbor'
+    >>> find_cache_root({"XDG_CACHE_HOME": "relative", "HOME": "/srv/me"}).as_posix()
+    '/srv/me/.cache/memharbor'
     """
     configured = environment.get("XDG_CACHE_HOME", "")
     # The XDG specification says to ignore a relative path.
