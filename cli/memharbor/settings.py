@@ -240,11 +240,23 @@ def load_settings(*layers: tuple[str, Mapping[str, Any]]) -> tuple[Settings, dic
     try:
         return Settings(**merged), origins
     except ValidationError as exc:
-        problems = list(_problems(exc, origins))
+        problems = _problems(exc, origins) + _problems_of_the_rest(exc, merged, origins)
         raise ConfigError(
             f"{len(problems)} wrong setting{'s' if len(problems) > 1 else ''}:\n  " + "\n  ".join(problems),
             hint="see docs/reference/settings.md, or run `memharbor settings show`",
         ) from exc
+
+
+def _problems_of_the_rest(exc: ValidationError, merged: Mapping[str, Any], origins: Mapping[str, str]) -> list[str]:
+    """Check how the good settings fit together, which pydantic does only once every single one is good."""
+    wrong = {error["loc"][0] for error in exc.errors() if error["loc"]}
+    if not wrong:
+        return []
+    try:
+        Settings(**{name: value for name, value in merged.items() if name not in wrong})
+    except ValidationError as rest:
+        return _problems(rest, origins)
+    return []
 
 
 def _problems(exc: ValidationError, origins: Mapping[str, str]) -> list[str]:

@@ -678,7 +678,7 @@ def survivors(connection: Connection, mutations: dict[str, str]) -> list[str]:
     order = list(CHECKS)  # what noticed one mutation often notices the next
     for name, statement in mutations.items():
         words = set(re.findall("[a-z]+", name)) - {"memharbor", "on", "of", "policy"}
-        order.sort(key=lambda check_name: -len(words & set(re.findall("[a-z]+", check_name))))  # noqa: B023
+        order.sort(key=lambda check_name: -len(words & set(re.findall("[a-z]+", check_name))))
         with connection.transaction(force_rollback=True):
             run_statement(connection, statement)
             noticed = next((check_name for check_name in order if fails(connection, check_name)), None)
