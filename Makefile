@@ -55,7 +55,7 @@ test-lint:
 	$(activate) && mypy
 	$(activate) && yamllint --strict .
 	$(activate) && ANSIBLE_INVENTORY=tests/data/inventory.yml ANSIBLE_INVENTORY_ENABLED=yaml ansible-lint --offline
-	$(activate) && sqlfluff lint --disable-progress-bar --nofail-on-warnings tests/golden/sql
+	$(activate) && sqlfluff lint --disable-progress-bar tests/golden/sql
 	$(activate) && git grep -lzE '^#!.*/(ba)?sh' -- docker .ci infra | xargs -0r shellcheck
 	$(activate) && codespell
 	$(activate) && git ls-files -z | xargs -0 detect-secrets-hook --baseline .secrets.baseline

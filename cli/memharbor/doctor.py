@@ -248,7 +248,9 @@ def _pgvector(connection: Any) -> Findings:
             "pgvector", "failed", "the extension is not installed", "ansible-playbook ansible/playbooks/site.yml"
         )
     elif parse_version(version) < versions.PGVECTOR_MINIMUM:
-        yield Finding("pgvector", "failed", f"{version} has no iterative scans", "as superuser: alter extension vector update")
+        yield Finding(
+            "pgvector", "failed", f"{version} has no iterative scans", "as superuser: alter extension vector update"
+        )
     elif parse_version(version) < versions.PGVECTOR_SAFE_PARALLEL_BUILD:
         yield Finding(
             "pgvector",
