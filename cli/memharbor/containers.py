@@ -138,7 +138,8 @@ class Containers:
         It is removed in any case, also when this process is interrupted.
 
         Raises:
-            StateRefusedError: The model container runs, and two owners of one data directory would destroy it.
+            StateRefusedError: The model container or another job of it runs, and two owners of one data directory would
+                destroy it.
             ExternalToolError: The engine refused to run the job.
         """
         from docker.errors import APIError, NotFound
@@ -146,8 +147,14 @@ class Containers:
         model = self.get(like)
         if model.status == "running":
             raise StateRefusedError(f"container `{like}` is still running")
+        options = _job_options(model.attrs, command)
+        left = self.find(options["name"])
+        if left is not None:
+            if left.status == "running":
+                raise StateRefusedError(f"another command works on `{like}`", hint=f"wait for `{left.name}` to end")
+            left.remove(force=True)  # its command was killed
         try:
-            job = self._client.containers.create(**_job_options(model.attrs, command))
+            job = self._client.containers.create(**options)
         except APIError as exc:
             raise ExternalToolError(f"the engine refused a job like `{like}`: {exc.explanation}") from exc
         try:

@@ -6,13 +6,10 @@ The one place where these are put together; commands ask here and pass them on.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass
 
-from memharbor.backup.engine import BackupEngine, OnPercent
+from memharbor.backup.engine import BackupEngine
 from memharbor.containers import Containers
-from memharbor.output import Output
 from memharbor.pooler import Pooler
 from memharbor.stack import StackOutputs, find_leader, read_outputs
 
@@ -50,20 +47,3 @@ def open_stack(stack: str) -> OpenStack:
 def backup_engine(stack: str) -> BackupEngine:
     """Open only a stack's backups."""
     return open_stack(stack).engine
-
-
-@contextmanager
-def percent_progress(output: Output) -> Iterator[OnPercent]:
-    """Show a share of 100 on stderr while work goes on; on a terminal only."""
-    import sys
-
-    if output.format == "json" or not sys.stderr.isatty():
-        yield lambda percent: None
-        return
-    from rich.console import Console
-    from rich.progress import BarColumn, Progress, TaskProgressColumn, TimeElapsedColumn, TimeRemainingColumn
-
-    columns = (BarColumn(), TaskProgressColumn(), TimeElapsedColumn(), TimeRemainingColumn())
-    with Progress(*columns, console=Console(stderr=True), transient=True) as progress:
-        task = progress.add_task("", total=100)
-        yield lambda percent: progress.update(task, completed=percent)

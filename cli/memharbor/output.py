@@ -10,7 +10,7 @@ from __future__ import annotations
 import json
 import sys
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from datetime import datetime
 from typing import TYPE_CHECKING, Any, Literal
@@ -74,6 +74,19 @@ class Output:
         self.note(f"{text} …")
         yield
         self.note(f"{text}: done in {time.monotonic() - begun_at:.1f} s")
+
+    @contextmanager
+    def percent(self) -> Iterator[Callable[[float], None]]:
+        """Show a share of 100 on stderr while work goes on, with the time it took and will take; on a terminal only."""
+        if self.format == "json" or not sys.stderr.isatty():
+            yield lambda share: None
+            return
+        from rich.progress import BarColumn, Progress, TaskProgressColumn, TimeElapsedColumn, TimeRemainingColumn
+
+        columns = (BarColumn(), TaskProgressColumn(), TimeElapsedColumn(), TimeRemainingColumn())
+        with Progress(*columns, console=_console(sys.stderr), transient=True) as progress:
+            task = progress.add_task("", total=100)
+            yield lambda share: progress.update(task, completed=share)
 
 
 def _console(stream: Any) -> Console:

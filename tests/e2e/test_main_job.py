@@ -8,8 +8,10 @@ from __future__ import annotations
 
 import json
 import re
+import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import psycopg
@@ -35,6 +37,34 @@ def connect(stack: Stack, role: str, *options: str) -> psycopg.Connection[Any]:
 def user_hashes(stack: Stack) -> dict[str, tuple[int, str]]:
     with connect(stack, "admin", "--direct") as connection:
         return {user: (count, digest) for user, count, digest in connection.execute(USER_HASHES)}
+
+
+@contextmanager
+def waiting_client(stack: Stack) -> Iterator[list[float]]:
+    """One client of the pool that asks again and again; yields how long each answer took, fails where one failed."""
+    waits: list[float] = []
+    stop = threading.Event()
+    failures: list[BaseException] = []
+
+    def ask() -> None:
+        try:
+            with connect(stack, "service") as connection:
+                while not stop.is_set():
+                    begun_at = time.monotonic()
+                    connection.execute("select 1")
+                    waits.append(time.monotonic() - begun_at)
+                    time.sleep(0.02)
+        except psycopg.Error as exc:
+            failures.append(exc)
+
+    thread = threading.Thread(target=ask)
+    thread.start()
+    try:
+        yield waits
+    finally:
+        stop.set()
+        thread.join(timeout=60)
+    assert failures == []
 
 
 def test_01_the_quickstart_runs_against_the_fresh_stack(stack: Stack) -> None:
@@ -122,8 +152,12 @@ def test_07_the_restore_to_the_named_point_brings_every_row_back(stack: Stack) -
     plan = stack.json("restore", "--name", POINT, "--dry-run")
     assert plan["backup"] == story["backup"]["id"]
     begun_at = time.monotonic()
-    report = stack.json("restore", "--name", POINT, "--yes")
+    with waiting_client(stack) as waits:
+        report = stack.json("restore", "--name", POINT, "--yes")
     story["restore_seconds"] = round(time.monotonic() - begun_at, 1)
+    # A client of the pool was never disconnected and never failed: one of its statements waited for the restore.
+    assert max(waits) > 1
+    story["client_waited_seconds"] = round(max(waits), 1)
     assert report["undo_point"].startswith("memharbor-before-restore-")
     assert user_hashes(stack) == story["hashes"]
 

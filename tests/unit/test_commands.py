@@ -84,6 +84,25 @@ def test_a_stack_that_is_not_up_is_a_config_error_that_says_how_to_bring_it_up(t
     assert "make up" in done.stderr
 
 
+def test_the_doctor_works_before_anything_exists(tmp_path: Path) -> None:
+    (tmp_path / "state").mkdir()
+    passphrase = tmp_path / "passphrase"
+    passphrase.write_text("x")
+    done = run(
+        "doctor",
+        "--stack",
+        "nowhere",
+        "--output",
+        "json",
+        PULUMI_BACKEND_URL=f"file://{tmp_path / 'state'}",
+        PULUMI_CONFIG_PASSPHRASE_FILE=str(passphrase),
+    )
+    findings = {finding["area"]: finding for finding in json.loads(done.stdout)}
+    assert {"python", "pulumi", "engine", "disk", "stack", "ports"} <= set(findings)
+    assert findings["stack"]["level"] == "warning"
+    assert all(finding["next_command"] for finding in findings.values() if finding["level"] != "ok")
+
+
 def test_a_database_that_does_not_answer_is_a_connect_error_without_its_password() -> None:
     done = run("status", "--output", "json", MEMHARBOR_DSN="postgresql://me:s3cret@127.0.0.1:1/x")
     assert "s3cret" not in done.stderr + done.stdout

@@ -107,12 +107,8 @@ class BackupEngine:
         before = {backup.id for backup in self.list_backups()}
         self.create_stanza()
 
-        def on_line(line: str) -> None:
-            found = _PERCENT.search(line)
-            if found and on_percent is not None:
-                on_percent(float(found[1]))
-
-        done = self._pgbackrest("backup", f"--type={backup_type}", "--log-level-console=detail", on_line=on_line)
+        arguments = ("backup", f"--type={backup_type}", "--log-level-console=detail")
+        done = self._pgbackrest(*arguments, on_line=percent_reader(on_percent))
         if done.exit_code == _LOCK_HELD:
             raise StateRefusedError(
                 "another backup of this stack is running", hint="wait, then run `memharbor backup list`"
@@ -228,6 +224,19 @@ class BackupEngine:
                 hint="run `memharbor doctor`",
             )
         return done
+
+
+def percent_reader(on_percent: OnPercent | None) -> Callable[[str], None] | None:
+    """Make a reader of pgBackRest's detail lines that passes on the share of 100 which each file completes."""
+    if on_percent is None:
+        return None
+
+    def read(line: str) -> None:
+        found = _PERCENT.search(line)
+        if found:
+            on_percent(float(found[1]))
+
+    return read
 
 
 def _repository_errors(info: dict[str, Any]) -> str:

@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import Any
 
-from memharbor.backup.engine import Backup, BackupEngine
+from memharbor.backup.engine import Backup, BackupEngine, percent_reader
 from memharbor.backup.wal import (
     SEGMENT_BYTES,
     RestorePoint,
@@ -320,7 +320,8 @@ class Restore:
         # can run here: the container is stopped, and jobs of the same name cannot exist twice.
         script = f'rm -f {PGDATA}/postmaster.pid && mkdir -p -m 0700 {PGDATA} && exec "$@"'
         command = ["sh", "-c", script, "restore", *self._engine.restore_command(plan.backup, plan.options)]
-        done = self._containers.run_job(self._engine.container, command, on_line=self._output.detail)
+        with self._output.percent() as on_percent:
+            done = self._containers.run_job(self._engine.container, command, on_line=percent_reader(on_percent))
         if done.exit_code != 0:
             raise ExternalToolError(f"`pgbackrest restore` failed with exit code {done.exit_code}:\n{done.last_words}")
 

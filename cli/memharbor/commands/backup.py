@@ -42,7 +42,7 @@ def create(output: Output, backup_type: Any, dry_run: bool, stack: str) -> None:
     Example:
       memharbor backup create --type full
     """
-    from memharbor.operations import backup_engine, percent_progress
+    from memharbor.operations import backup_engine
 
     engine = backup_engine(stack)
     if dry_run:
@@ -53,7 +53,7 @@ def create(output: Output, backup_type: Any, dry_run: bool, stack: str) -> None:
             f"would create a backup of type {kind} of stack {stack}, beside {len(known)} others",
         )
         return
-    with output.step(f"Create a {backup_type} backup of stack {stack}"), percent_progress(output) as on_percent:
+    with output.step(f"Create a {backup_type} backup of stack {stack}"), output.percent() as on_percent:
         created = engine.create_backup(backup_type, on_percent=on_percent)
     output.table([_row(created)] if output.format == "text" else [_data(created)], _COLUMNS)
 
