@@ -227,3 +227,21 @@ def test_no_path_of_a_developers_machine_is_committed() -> None:
         if path.is_file() and path.suffix not in (".gz", ".xz", ".zst", ".png"):
             found = pattern.search(path.read_text(errors="replace"))
             assert found is None, f"{name}: {found[0] if found else ''}"
+
+
+def test_make_destroy_refuses_without_the_name() -> None:
+    for confirm in ("", "CONFIRM=other"):
+        arguments = ["make", "destroy", "STACK=precious", *filter(None, [confirm])]
+        done = subprocess.run(arguments, cwd=ROOT, capture_output=True, text=True, check=False, timeout=30)
+        assert done.returncode == 2
+        assert "CONFIRM=precious" in done.stderr
+
+
+def test_make_up_calls_the_three_tools_as_the_readme_shows_them() -> None:
+    done = subprocess.run(["make", "-n", "up"], cwd=ROOT, capture_output=True, text=True, check=True, timeout=30)
+    steps = [line.split(" && ", 1)[-1].split(" --stack")[0] for line in done.stdout.splitlines()]
+    assert steps[0] == "python3 infra/toolchain setup"
+    readme = (ROOT / "README.md").read_text()
+    positions = [readme.index(f"\n{step}") for step in steps[1:]]
+    assert positions == sorted(positions)
+    assert len(positions) == 4

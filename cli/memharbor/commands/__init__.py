@@ -147,16 +147,6 @@ def confirm(question: str, *, yes: bool) -> None:
     click.confirm(question, abort=True, err=True)
 
 
-def load_command_settings(stack_settings: dict[str, Any] | None, stack: str) -> Any:
-    """Merge MEMHARBOR_* and the stack's settings into `Settings`."""
-    from memharbor.settings import load_settings, settings_from_environment
-
-    layers = [("environment", settings_from_environment(os.environ))]
-    if stack_settings is not None:
-        layers.append((f"stack {stack}", stack_settings))
-    return load_settings(*layers)[0]
-
-
 def main(arguments: list[str] | None = None) -> None:
     """
     Run the command line and end the process with a documented exit code.
@@ -189,7 +179,6 @@ __all__ = [
     "confirm",
     "dry_run_option",
     "dsn_option",
-    "load_command_settings",
     "main",
     "stack_option",
     "yes_option",
