@@ -4,10 +4,12 @@ What runs, what is stored and how well it is backed up: one snapshot of a stack 
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from datetime import UTC, datetime
 from typing import Any
 
 from memharbor.errors import MemharborError
+from memharbor.output import size_text
 from memharbor.target import Target
 
 
@@ -27,7 +29,7 @@ def take_status(target: Target, *, now: datetime | None = None) -> dict[str, Any
     return status
 
 
-def _part(read: Any) -> Any:
+def _part(read: Callable[[], Any]) -> Any:
     try:
         return read()
     except MemharborError as exc:
@@ -107,15 +109,63 @@ def _backups(target: Target, now: datetime) -> dict[str, Any]:
 
 
 def status_text(status: dict[str, Any]) -> str:
-    """Write a status for people."""
+    """Write a status for people: one line a part."""
+    sentences: dict[str, Callable[[Any], str]] = {
+        "database": _database_text,
+        "containers": lambda rows: ", ".join(f"{row['name']} {row['health']}" for row in rows),
+        "pools": _pools_text,
+        "archive": _archive_text,
+        "backups": _backups_text,
+    }
     lines = [status["target"]]
-    for part, value in status.items():
-        if part == "target":
-            continue
-        if isinstance(value, list):
-            lines.append(f"{part}:")
-            lines += ["  " + ", ".join(f"{key} {text}" for key, text in row.items()) for row in value]
-        else:
-            said = ", ".join(f"{key.replace('_', ' ')} {'-' if text is None else text}" for key, text in value.items())
-            lines.append(f"{part}: {said}")
+    for part, say in sentences.items():
+        if part in status:
+            value = status[part]
+            failed = isinstance(value, dict) and "error" in value
+            lines.append(f"{part:<12}{value['error'] if failed else say(value)}")
     return "\n".join(lines)
+
+
+def _database_text(database: dict[str, Any]) -> str:
+    stored = "no schema yet" if database["memories"] is None else f"{database['memories']:,} memories"
+    if database["users"]:
+        stored += f" of {database['users']:,} users"
+    return (
+        f"PostgreSQL {database['version'].split()[0]}, {size_text(database['size_bytes'])}, {stored},"
+        f" {database['connections']} connections"
+    )
+
+
+def _pools_text(pools: list[dict[str, Any]]) -> str:
+    said = (
+        f"{pool['user']}@{pool['database']} {pool['cl_active']} clients, {pool['cl_waiting']} waiting" for pool in pools
+    )
+    return "; ".join(said) or "no client yet"
+
+
+def _archive_text(archive: dict[str, Any]) -> str:
+    if archive["last_segment"] is None:
+        return f"nothing archived yet, {archive['waiting_segments']} segments wait"
+    return (
+        f"{archive['last_segment']} {age_text(archive['age_seconds'])} ago, {archive['waiting_segments']} segments wait"
+    )
+
+
+def _backups_text(backups: dict[str, Any]) -> str:
+    if not backups["count"]:
+        return "none yet; run `memharbor backup create`"
+    return f"{backups['count']}, the last one {backups['last']} {age_text(backups['age_seconds'])} ago, unverified"
+
+
+def age_text(seconds: float) -> str:
+    """
+    Write an age for people.
+
+    >>> age_text(42), age_text(600), age_text(10_000), age_text(400_000)
+    ('42 s', '10 min', '2.8 h', '4.6 days')
+    """
+    if seconds < 120:
+        return f"{seconds:.0f} s"
+    if seconds < 7200:
+        return f"{seconds / 60:.0f} min"
+    return f"{seconds / 3600:.1f} h" if seconds < 172_800 else f"{seconds / 86_400:.1f} days"

@@ -50,7 +50,8 @@ def insert_memories(connection: Connection, user: str, count: int, dims: int) ->
     """Insert memories whose embeddings lie in forty clusters, made on the server."""
     connection.execute(
         "insert into public.mem0 (id, vector, payload)"
-        " select gen_random_uuid(), (select array_agg(sin(d * (1 + n %% 40)) + random() - 0.5 + 0 * n) from generate_series(1, %s) d)::vector,"
+        " select gen_random_uuid(),"
+        " (select array_agg(sin(d * (1 + n %% 40)) + random() - 0.5 + 0 * n) from generate_series(1, %s) d)::vector,"
         " jsonb_build_object('data', 'fact ' || n, 'user_id', %s::text, 'text_lemmatized', 'fact ' || n)"
         " from generate_series(1, %s) n",
         (dims, user, count),
