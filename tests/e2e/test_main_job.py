@@ -217,7 +217,18 @@ def test_12_the_restore_itself_can_be_undone(stack: Stack) -> None:
     assert user_hashes(stack) == story["hashes"]
 
 
-def test_13_no_secret_is_seen_in_arguments_environment_logs_or_state(stack: Stack) -> None:
+def test_13_an_idle_database_is_restored_to_a_moment(stack: Stack) -> None:
+    with connect(stack, "admin", "--direct") as connection:
+        row = connection.execute(
+            "select to_char(clock_timestamp() at time zone 'UTC', 'YYYY-MM-DD\"T\"HH24:MI:SS.US\"Z\"')"
+        ).fetchone()
+    assert row is not None
+    report = stack.json("restore", "--at", row[0], "--yes")
+    assert report["new_timeline"] > 3
+    assert user_hashes(stack) == story["hashes"]
+
+
+def test_14_no_secret_is_seen_in_arguments_environment_logs_or_state(stack: Stack) -> None:
     import docker
 
     secrets = [psycopg.conninfo.conninfo_to_dict(stack.dsn(role, "--direct"))["password"] for role in ("admin", "app")]
@@ -235,7 +246,7 @@ def test_13_no_secret_is_seen_in_arguments_environment_logs_or_state(stack: Stac
         assert not any(secret in text for text in seen)
 
 
-def test_14_figures_are_said(stack: Stack, record_testsuite_property: Callable[[str, object], None]) -> None:
+def test_15_figures_are_said(stack: Stack, record_testsuite_property: Callable[[str, object], None]) -> None:
     """Into the JUnit report and the terminal; nothing is asserted of a time."""
     with connect(stack, "admin", "--direct") as connection:
         size = connection.execute("select pg_size_pretty(pg_database_size(current_database()))").fetchone()

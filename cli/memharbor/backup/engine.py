@@ -139,7 +139,8 @@ class BackupEngine:
 
     def list_live_segments(self) -> list[Segment]:
         """List the segments in the server's own pg_wal, those that are not archived yet among them."""
-        done = self._run(["sh", "-c", 'ls "$PGDATA/pg_wal"'])
+        # There is none in the middle of a restore.
+        done = self._run(["sh", "-c", 'test ! -d "$PGDATA/pg_wal" || ls "$PGDATA/pg_wal"'])
         return sorted(filter(None, map(parse_segment, self._check(done, "ls pg_wal").stdout.split())))
 
     def history(self, timeline: int) -> dict[int, int]:

@@ -266,7 +266,7 @@ class Restore:
         except (ExternalToolError, VerificationError, StateRefusedError) as exc:
             raise type(exc)(
                 f"{exc.message}\nthe pool is still paused, clients wait",
-                hint=["run the same `memharbor restore` again", *exc.hints[:1]],
+                hint=["run `memharbor restore` again; it goes on from here", *exc.hints[:1]],
             ) from exc
         self._timed("Resume the pool", lambda: self._pooler.resume(self._databases))
         return RestoreReport(plan, undo_point, reached, timeline, dropped, self._seconds)
@@ -294,6 +294,9 @@ class Restore:
             return None
         name = f"memharbor-before-restore-{datetime.now(UTC):%Y%m%dT%H%M%SZ}"
         self._query(f"select pg_create_restore_point('{name}')")
+        # Recovery to a moment ends at the first commit after it. On a server where nothing was written since there is
+        # none, and PostgreSQL would refuse to open: taking a transaction id makes one.
+        self._query("select pg_current_xact_id()")
         self._timed("Archive what was written last", self._archive_rest)
         return name
 
@@ -337,7 +340,10 @@ class Restore:
             ]
             if fatal:
                 self._stop(container)
-                raise ExternalToolError(f"PostgreSQL did not recover: {fatal[-1]}")
+                raise ExternalToolError(
+                    f"PostgreSQL did not recover: {fatal[-1]}",
+                    hint="without `--at` and `--name` it recovers to the end of the archive",
+                )
             probe = self._containers.execute(
                 container,
                 ["psql", "--no-psqlrc", "-tA", "--dbname=postgres", "--command", "select pg_is_in_recovery()"],

@@ -260,11 +260,11 @@ def inventory(environ: Mapping[str, str] | None = None) -> dict[str, Any]:
         environ: Variables to read; the process's own by default.
     """
     environ = os.environ if environ is None else environ
+    own = ("environment", settings_from_environment(environ))
     if environ.get(DSN_VARIABLE):
-        settings, _ = load_settings(("environment", settings_from_environment(environ)))
-        return build_inventory(settings, stack="")
+        return build_inventory(load_settings(own)[0], stack="")
     outputs = read_outputs(stack_name(environ))
-    settings, _ = load_settings((f"stack {outputs.stack}", outputs.settings))
+    settings, _ = load_settings(own, (f"stack {outputs.stack}", outputs.settings))
     return build_inventory(settings, stack=outputs.stack)
 
 
