@@ -111,7 +111,9 @@ class Containers:
             StateRefusedError: The container does not run.
         """
         if not self.is_running(name):
-            raise StateRefusedError(f"container `{name}` is not running", hint="run `memharbor stack start`")
+            raise StateRefusedError(
+                f"container `{name}` is not running", hint=f"run `docker start {name}`, or `pulumi up --refresh`"
+            )
         api = self._client.api
         exec_id = api.exec_create(name, list(command), user=user)["Id"]
         stdout, stderr = _collect(api.exec_start(exec_id, stream=True, demux=True), on_line)

@@ -160,8 +160,10 @@ def _containers(target: Target) -> Findings:
         health = containers.health(name)
         if health == "healthy":
             yield Finding("containers", "ok", f"`{name}` is healthy")
+        elif health == "starting":
+            yield Finding("containers", "warning", f"`{name}` is starting", "wait a few seconds, then memharbor doctor")
         elif health in ("exited", "created"):
-            yield Finding("containers", "failed", f"`{name}` is stopped", "memharbor stack start")
+            yield Finding("containers", "failed", f"`{name}` is stopped", f"docker start {name}")
         else:
             yield Finding("containers", "failed", f"`{name}` is {health}", f"docker logs {name}")
 
@@ -185,7 +187,7 @@ def _pooler_guard(target: Target) -> Findings:
             "pooler",
             "failed",
             f"{', '.join(paused)} paused: clients wait",
-            "memharbor restore, or memharbor stack resume",
+            "memharbor restore goes on with a restore that stopped; `docker restart` of the pooler lets clients in",
         )
 
 
@@ -210,7 +212,7 @@ def _backups(target: Target) -> Findings:
             "archive",
             "failed",
             f"{waiting} WAL segments wait for the backup store",
-            "docker logs the postgres container",
+            "docker logs of the postgres container; memharbor validate",
         )
     else:
         yield Finding("archive", "ok", "WAL reaches the backup store")

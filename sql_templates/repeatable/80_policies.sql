@@ -7,8 +7,7 @@
                  'migration_ledger', 'schema_migrations', 'schema_state']
   + (['memory_history'] if include_history else []) + (['memory_relationships'] if include_graph else []) %}
 {% for table in tables %}
-alter table memharbor.{{ table }} enable row level security;
-alter table memharbor.{{ table }} force row level security;
+alter table memharbor.{{ table }} enable row level security, force row level security;
 {% endfor %}
 -- A policy that nobody declares here is one that nobody reviewed.
 do $undeclared$

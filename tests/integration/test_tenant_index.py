@@ -67,7 +67,7 @@ def roll_out(server: Server, settings: Settings) -> None:
         schema.apply(connection, settings)
 
 
-@pytest.fixture(scope="module", params=[(384, 6000), (3072, 5500)], ids=["vector(384)", "halfvec(3072)"])
+@pytest.fixture(scope="module", params=[(384, 6000), (2000, 4000)], ids=["vector(384)", "halfvec(2000)"])
 def searched(server: Server, request: pytest.FixtureRequest) -> Iterator[Settings]:
     """A database with one user past the threshold, one below it, and many small ones."""
     dims, heavy_count = request.param

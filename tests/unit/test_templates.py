@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import re
 from pathlib import Path
 
@@ -163,10 +162,10 @@ def hostile_script(settings: Settings) -> str:
 
 
 @pytest.mark.parametrize("case", GOLDEN_CASES)
-def test_rendered_sql_is_as_reviewed(case: str) -> None:
+def test_rendered_sql_is_as_reviewed(case: str, request: pytest.FixtureRequest) -> None:
     text = GOLDEN_CASES[case]()
     golden = GOLDEN / f"{case}.sql"
-    if os.environ.get("MEMHARBOR_GOLDEN") == "write":
+    if request.config.getoption("--update-golden", default=False):
         golden.parent.mkdir(parents=True, exist_ok=True)
         golden.write_text(text)
     assert text == golden.read_text(), "run `make golden` and review the difference"

@@ -897,7 +897,7 @@ commit;
 -- repeatable/80_policies.sql
 select coalesce(
   (
-    select direction <> 'up' or checksum <> '06a8996351bb8fd126d10b1df14d56e265fe346f6f3b5b97b543b528531850a6'
+    select direction <> 'up' or checksum <> '22fbb757b84e95c2a29a604e7383aac7fbffa978f7e9cb8e0d3972f1b74658e7'
     from memharbor.schema_migrations where name = 'policies' order by id desc limit 1
   ),
   true
@@ -910,26 +910,16 @@ set local role "memharbor_owner";
 -- variables: include_graph, include_history
 -- runs as: owner
 -- safe to repeat: drops every policy of the schema and creates these, in one transaction
-alter table memharbor.memories enable row level security;
-alter table memharbor.memories force row level security;
-alter table memharbor.entities enable row level security;
-alter table memharbor.entities force row level security;
-alter table memharbor.categories enable row level security;
-alter table memharbor.categories force row level security;
-alter table memharbor.memory_categories enable row level security;
-alter table memharbor.memory_categories force row level security;
-alter table memharbor.configs enable row level security;
-alter table memharbor.configs force row level security;
-alter table memharbor.org_members enable row level security;
-alter table memharbor.org_members force row level security;
-alter table memharbor.erase_ledger enable row level security;
-alter table memharbor.erase_ledger force row level security;
-alter table memharbor.migration_ledger enable row level security;
-alter table memharbor.migration_ledger force row level security;
-alter table memharbor.schema_migrations enable row level security;
-alter table memharbor.schema_migrations force row level security;
-alter table memharbor.schema_state enable row level security;
-alter table memharbor.schema_state force row level security;
+alter table memharbor.memories enable row level security, force row level security;
+alter table memharbor.entities enable row level security, force row level security;
+alter table memharbor.categories enable row level security, force row level security;
+alter table memharbor.memory_categories enable row level security, force row level security;
+alter table memharbor.configs enable row level security, force row level security;
+alter table memharbor.org_members enable row level security, force row level security;
+alter table memharbor.erase_ledger enable row level security, force row level security;
+alter table memharbor.migration_ledger enable row level security, force row level security;
+alter table memharbor.schema_migrations enable row level security, force row level security;
+alter table memharbor.schema_state enable row level security, force row level security;
 -- A policy that nobody declares here is one that nobody reviewed.
 do $undeclared$
 declare
@@ -997,7 +987,7 @@ set local role "memharbor_owner";
 insert into memharbor.schema_migrations (name, component, kind, direction, checksum, execution_ms)
 values (
   'policies', 'policies', 'repeatable', 'up',
-  '06a8996351bb8fd126d10b1df14d56e265fe346f6f3b5b97b543b528531850a6', 0
+  '22fbb757b84e95c2a29a604e7383aac7fbffa978f7e9cb8e0d3972f1b74658e7', 0
 );
 commit;
 \endif

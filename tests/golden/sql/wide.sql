@@ -1088,7 +1088,7 @@ commit;
 -- repeatable/80_policies.sql
 select coalesce(
   (
-    select direction <> 'up' or checksum <> 'c6c986c3f25e3f4284fdb0db3a785eef610f2de90fb1fae332735d373a19f0e8'
+    select direction <> 'up' or checksum <> '70bc64d40fef777a8fa2f92c67feaaa7b79b9e28d4fe8bdff3cfa56cec7966c9'
     from memharbor.schema_migrations where name = 'policies' order by id desc limit 1
   ),
   true
@@ -1101,30 +1101,18 @@ set local role "memharbor_owner";
 -- variables: include_graph, include_history
 -- runs as: owner
 -- safe to repeat: drops every policy of the schema and creates these, in one transaction
-alter table memharbor.memories enable row level security;
-alter table memharbor.memories force row level security;
-alter table memharbor.entities enable row level security;
-alter table memharbor.entities force row level security;
-alter table memharbor.categories enable row level security;
-alter table memharbor.categories force row level security;
-alter table memharbor.memory_categories enable row level security;
-alter table memharbor.memory_categories force row level security;
-alter table memharbor.configs enable row level security;
-alter table memharbor.configs force row level security;
-alter table memharbor.org_members enable row level security;
-alter table memharbor.org_members force row level security;
-alter table memharbor.erase_ledger enable row level security;
-alter table memharbor.erase_ledger force row level security;
-alter table memharbor.migration_ledger enable row level security;
-alter table memharbor.migration_ledger force row level security;
-alter table memharbor.schema_migrations enable row level security;
-alter table memharbor.schema_migrations force row level security;
-alter table memharbor.schema_state enable row level security;
-alter table memharbor.schema_state force row level security;
-alter table memharbor.memory_history enable row level security;
-alter table memharbor.memory_history force row level security;
-alter table memharbor.memory_relationships enable row level security;
-alter table memharbor.memory_relationships force row level security;
+alter table memharbor.memories enable row level security, force row level security;
+alter table memharbor.entities enable row level security, force row level security;
+alter table memharbor.categories enable row level security, force row level security;
+alter table memharbor.memory_categories enable row level security, force row level security;
+alter table memharbor.configs enable row level security, force row level security;
+alter table memharbor.org_members enable row level security, force row level security;
+alter table memharbor.erase_ledger enable row level security, force row level security;
+alter table memharbor.migration_ledger enable row level security, force row level security;
+alter table memharbor.schema_migrations enable row level security, force row level security;
+alter table memharbor.schema_state enable row level security, force row level security;
+alter table memharbor.memory_history enable row level security, force row level security;
+alter table memharbor.memory_relationships enable row level security, force row level security;
 -- A policy that nobody declares here is one that nobody reviewed.
 do $undeclared$
 declare
@@ -1209,7 +1197,7 @@ set local role "memharbor_owner";
 insert into memharbor.schema_migrations (name, component, kind, direction, checksum, execution_ms)
 values (
   'policies', 'policies', 'repeatable', 'up',
-  'c6c986c3f25e3f4284fdb0db3a785eef610f2de90fb1fae332735d373a19f0e8', 0
+  '70bc64d40fef777a8fa2f92c67feaaa7b79b9e28d4fe8bdff3cfa56cec7966c9', 0
 );
 commit;
 \endif
