@@ -99,7 +99,7 @@ def find_target(stack: str, dsn: str | None = None, *, environ: Mapping[str, str
     environ = os.environ if environ is None else environ
     layers: list[tuple[str, Mapping[str, Any]]] = [("environment", settings_from_environment(environ))]
     if dsn:
-        settings, origins = load_settings(*layers)
+        settings, origins = load_settings(*layers, ("MEMHARBOR_DSN", _settings_of_dsn(dsn)))
         passwords = {
             role: environ[f"MEMHARBOR_{role.upper()}_PASSWORD"]
             for role in ROLES
@@ -113,3 +113,15 @@ def find_target(stack: str, dsn: str | None = None, *, environ: Mapping[str, str
     settings, origins = load_settings(*layers, (f"stack {stack}", outputs.settings))
     passwords = {role: outputs.passwords[role].get_secret_value() for role in ROLES if role in outputs.passwords}
     return Target(f"stack {stack}", settings, origins, outputs, stack_dsn(outputs, "admin", direct=True), passwords)
+
+
+def _settings_of_dsn(dsn: str) -> dict[str, str]:
+    """Take the database's name from a DSN; nothing where it names none or cannot be read (connecting says why)."""
+    import psycopg
+    from psycopg.conninfo import conninfo_to_dict
+
+    try:
+        dbname = conninfo_to_dict(dsn).get("dbname")
+    except psycopg.Error:
+        return {}
+    return {"database": str(dbname)} if dbname else {}

@@ -143,7 +143,7 @@ def test_a_login_without_tls_is_refused(stack: Stack, role: str) -> None:
 
 def test_a_wrong_password_is_refused_and_the_superuser_may_not_come_through_the_pool(stack: Stack) -> None:
     with pytest.raises(psycopg.OperationalError, match="authentication failed"):
-        psycopg.connect(psycopg.conninfo.make_conninfo(stack.dsn("app"), password="wrong"))
+        psycopg.connect(psycopg.conninfo.make_conninfo(stack.dsn("app"), password="wrong"))  # pragma: allowlist secret
     admin = psycopg.conninfo.conninfo_to_dict(stack.dsn("admin"))
     with pytest.raises(psycopg.OperationalError, match="no such user"):
         psycopg.connect(

@@ -181,7 +181,7 @@ def managed(server: Server, admin: Connection) -> Iterator[str]:
     # Whoever creates a role is its administrator; here the roles exist already.
     admin.execute(f"grant {', '.join(schema.ROLES.values())} to {ADMIN} with admin option, inherit false, set false")
     try:
-        yield make_conninfo(server.admin_dsn(), user=ADMIN, password="managed")
+        yield make_conninfo(server.admin_dsn(), user=ADMIN, password="managed")  # pragma: allowlist secret
     finally:
         drop_database(server, "schema_managed")
         admin.execute(f"drop owned by {ADMIN} cascade")

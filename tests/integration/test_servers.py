@@ -129,7 +129,7 @@ def test_a_client_notices_another_authority(server: Server, database: str, throu
 @pytest.mark.parametrize("through", ["direct_dsn", "pool_dsn"])
 def test_a_wrong_password_is_refused(server: Server, database: str, through: str) -> None:
     with pytest.raises(psycopg.OperationalError, match="authentication failed"):
-        connect(getattr(server, through)(database, "app"), password="wrong")
+        connect(getattr(server, through)(database, "app"), password="wrong")  # pragma: allowlist secret
 
 
 def test_the_superuser_does_not_pass_the_pool(server: Server, database: str) -> None:
@@ -280,7 +280,7 @@ def test_a_standbys_data_directory_is_refused(engine: Any) -> None:
 def test_a_data_directory_without_a_database_is_refused(engine: Any) -> None:
     with throw_away(engine) as run:
         container = run.postgres()
-        container.exec_run(["rm", "/var/lib/postgresql/18/data/PG_VERSION"])
+        container.exec_run(["rm", "/var/lib/postgresql/18/data/PG_VERSION"])  # pragma: allowlist secret
         container.kill()
         code, said = run.again(container)
         assert (code, "holds files but no database" in said) == (65, True), said

@@ -153,3 +153,22 @@ def test_something_that_cannot_be_taken_back_needs_a_confirmation_or_yes() -> No
 def test_more_than_two_hints_are_a_bug() -> None:
     with pytest.raises(ValueError, match="two hints"):
         errors.MemharborError("x", hint=["a", "b", "c"])
+
+
+def test_the_inventory_of_a_foreign_database_needs_no_stack_and_carries_no_secret() -> None:
+    done = run(
+        "stack",
+        "inventory",
+        "--output",
+        "json",
+        MEMHARBOR_DSN="postgresql://me:s3cret@db.example/postgres",  # pragma: allowlist secret
+        MEMHARBOR_EMBEDDING_DIMS="8",
+        MEMHARBOR_APP_PASSWORD="another",  # pragma: allowlist secret
+    )
+    assert done.returncode == 0, done.stderr
+    variables = json.loads(done.stdout)["_meta"]["hostvars"]["memharbor"]
+    assert (variables["memharbor_embedding_dims"], variables["memharbor_stack"]) == (8, {"__ansible_unsafe": ""})
+    # The database is the one that the DSN names, not one of ours.
+    assert variables["memharbor_database"] == {"__ansible_unsafe": "postgres"}
+    assert "s3cret" not in done.stdout
+    assert "another" not in done.stdout

@@ -11,7 +11,7 @@ from psycopg.conninfo import make_conninfo
 from memharbor.database import connect, is_connection_lost, redact_dsn, translated_errors
 from memharbor.errors import ConfigError, ConnectError, DatabaseError
 
-PASSWORD = "s3cret-pässword"
+PASSWORD = "s3cret-pässword"  # pragma: allowlist secret
 
 
 def test_a_redacted_dsn_says_where_it_leads() -> None:
@@ -25,7 +25,12 @@ def test_a_redacted_dsn_never_holds_the_password(password: str) -> None:
 
 
 @pytest.mark.parametrize(
-    "dsn", [f"postgresql://app:{PASSWORD}%zz@db/m", f"host=db password='{PASSWORD}", f"nonsense={PASSWORD}"]
+    "dsn",
+    [
+        f"postgresql://app:{PASSWORD}%zz@db/m",  # pragma: allowlist secret
+        f"host=db password='{PASSWORD}",
+        f"nonsense={PASSWORD}",
+    ],
 )
 def test_a_dsn_that_cannot_be_read_is_not_quoted(dsn: str) -> None:
     with pytest.raises(ConfigError) as caught:

@@ -68,9 +68,11 @@ def inventory(output: Output, stack: str) -> None:
     """
     import json
 
-    from memharbor.stack import inventory as ansible_inventory
+    from memharbor.stack import build_inventory
+    from memharbor.target import find_target
 
-    data = ansible_inventory({**os.environ, "MEMHARBOR_STACK": stack})
+    target = find_target(stack, os.environ.get("MEMHARBOR_DSN"))
+    data = build_inventory(target.settings, stack="" if target.outputs is None else target.outputs.stack)
     output.result(data, json.dumps(data, indent=2))
 
 

@@ -11,7 +11,6 @@ from memharbor.stack.outputs import (
     dsn,
     environment,
     find_leader,
-    inventory,
     read_outputs,
     stack_name,
 )
@@ -22,7 +21,6 @@ __all__ = [
     "dsn",
     "environment",
     "find_leader",
-    "inventory",
     "read_outputs",
     "stack_name",
 ]

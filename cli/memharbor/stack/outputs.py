@@ -18,13 +18,12 @@ from urllib.parse import quote, urlencode
 from pydantic import BaseModel, ConfigDict, SecretStr, ValidationError
 
 from memharbor.errors import ConfigError, ExternalToolError, StateRefusedError
-from memharbor.settings import Settings, environment_name, load_settings, settings_from_environment
+from memharbor.settings import Settings, environment_name
 from memharbor.stack import provisioner
 from memharbor.stack.secrets import ROLE_NAMES
 
 DEFAULT_STACK = "dev"
 STACK_VARIABLE = "MEMHARBOR_STACK"
-DSN_VARIABLE = "MEMHARBOR_DSN"
 # The roles that a person or a program logs in as; the others belong to the machinery.
 DSN_ROLES = ("app", "service", "readonly", "owner", "backup", "admin")
 _SHARED_ROLES = ("app", "service", "readonly")
@@ -249,28 +248,12 @@ def environment(outputs: StackOutputs) -> dict[str, str]:
     return variables | {f"MEMHARBOR_{role.upper()}_DSN": dsn(outputs, role) for role in _SHARED_ROLES}
 
 
-def inventory(environ: Mapping[str, str] | None = None) -> dict[str, Any]:
+def build_inventory(settings: Settings, *, stack: str) -> dict[str, Any]:
     """
     Build Ansible's inventory: one host, `memharbor`, which is this machine; settings as `memharbor_<setting>`.
 
-    It holds no secret: the modules connect through `memharbor.target`. With MEMHARBOR_DSN set there is no stack, and
-    the settings are those of the environment.
-
-    Args:
-        environ: Variables to read; the process's own by default.
-    """
-    environ = os.environ if environ is None else environ
-    own = ("environment", settings_from_environment(environ))
-    if environ.get(DSN_VARIABLE):
-        return build_inventory(load_settings(own)[0], stack="")
-    outputs = read_outputs(stack_name(environ))
-    settings, _ = load_settings(own, (f"stack {outputs.stack}", outputs.settings))
-    return build_inventory(settings, stack=outputs.stack)
-
-
-def build_inventory(settings: Settings, *, stack: str) -> dict[str, Any]:
-    """
-    Build the inventory from settings; pure. `stack` is empty for a database that Pulumi did not make.
+    It holds no secret: the modules connect through `memharbor.target`. Pure. `stack` is empty for a database that
+    Pulumi did not make.
 
     >>> build_inventory(Settings(), stack="dev")["_meta"]["hostvars"]["memharbor"]["memharbor_stack"]
     {'__ansible_unsafe': 'dev'}
