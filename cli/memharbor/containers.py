@@ -8,8 +8,10 @@ Commands never carry secrets: the containers read theirs from files.
 from __future__ import annotations
 
 import contextlib
+import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from datetime import datetime
 from typing import TYPE_CHECKING, Any
 
 from memharbor.errors import ConnectError, ExternalToolError, StateRefusedError
@@ -18,6 +20,23 @@ if TYPE_CHECKING:
     from docker.models.containers import Container
 
 OnLine = Callable[[str], None]
+
+# States in which no process of a container runs and the engine will not start one by itself. A container in a restart
+# loop is `restarting` in between, and would come back in the middle of somebody else's work on its volume.
+_AT_REST = ("exited", "created")
+
+
+@contextlib.contextmanager
+def _translated(doing: str) -> Iterator[None]:
+    """Raise what the engine refuses as ours, in the engine's own words."""
+    from docker.errors import APIError, DockerException
+
+    try:
+        yield
+    except APIError as exc:
+        raise ExternalToolError(f"the engine cannot {doing}: {exc.explanation or exc}") from exc
+    except DockerException as exc:
+        raise ConnectError(f"the engine cannot {doing}: {exc}") from exc
 
 
 @dataclass(frozen=True)
@@ -62,11 +81,12 @@ class Containers:
         """Find a container by its exact name; `None` where there is none."""
         from docker.errors import NotFound
 
-        try:
-            found: Container = self._client.containers.get(name)
-        except NotFound:
-            return None
-        return found
+        with _translated(f"look at container `{name}`"):
+            try:
+                found: Container = self._client.containers.get(name)
+            except NotFound:
+                return None
+            return found
 
     def get(self, name: str) -> Container:
         """
@@ -115,58 +135,85 @@ class Containers:
                 f"container `{name}` is not running", hint=f"run `docker start {name}`, or `pulumi up --refresh`"
             )
         api = self._client.api
-        exec_id = api.exec_create(name, list(command), user=user)["Id"]
-        stdout, stderr = _collect(api.exec_start(exec_id, stream=True, demux=True), on_line)
-        return Finished(int(api.exec_inspect(exec_id)["ExitCode"]), stdout, stderr)
+        with _translated(f"run `{command[0]}` in container `{name}`"):
+            exec_id = api.exec_create(name, list(command), user=user)["Id"]
+            stdout, stderr = _collect(api.exec_start(exec_id, stream=True, demux=True), on_line)
+            state = api.exec_inspect(exec_id)
+            while state["Running"]:  # the streams end a moment before the process does
+                time.sleep(0.05)
+                state = api.exec_inspect(exec_id)
+        return Finished(int(state["ExitCode"]), stdout, stderr)
+
+    def is_stopped(self, name: str) -> bool:
+        """Tell whether the container is at rest: not running, and not about to be restarted by the engine either."""
+        return self.get(name).status in _AT_REST
 
     def stop(self, name: str, *, timeout_seconds: int = 120) -> None:
-        """Stop a container with its own stop signal and wait until it is gone."""
+        """Stop a container with its own stop signal and wait until it is at rest; nothing happens where it is."""
+        if self.is_stopped(name):
+            return
         container = self.get(name)
-        container.stop(timeout=timeout_seconds)
-        container.wait()
+        with _translated(f"stop container `{name}`"):
+            container.stop(timeout=timeout_seconds)
+            container.wait()
 
     def start(self, name: str) -> None:
         """Start a stopped container."""
-        self.get(name).start()
+        with _translated(f"start container `{name}`"):
+            self.get(name).start()
 
-    def logs_since(self, name: str, since: float) -> str:
-        """Read what the container said since a moment (seconds since the epoch)."""
-        return bytes(self.get(name).logs(since=since)).decode(errors="replace")
+    def logs_of_this_run(self, name: str) -> str:
+        """Read what the container said since it was started last."""
+        container = self.get(name)
+        # The engine's own clock, to the microsecond: ours may be another one.
+        begun_at = datetime.fromisoformat(str(container.attrs["State"]["StartedAt"])[:26].rstrip("Z") + "+00:00")
+        with _translated(f"read the log of container `{name}`"):
+            return bytes(container.logs(since=begun_at.timestamp())).decode(errors="replace")
 
-    def run_job(self, like: str, command: Sequence[str], *, on_line: OnLine | None = None) -> Finished:
+    def run_job(
+        self, like: str, command: Sequence[str], *, owns_data: bool = False, on_line: OnLine | None = None
+    ) -> Finished:
         """
-        Run a command in a throw-away container that has a stopped container's image, volumes, networks and hardening.
+        Run a command in a throw-away container that has another container's image, volumes, networks and hardening.
 
         It is removed in any case, also when this process is interrupted.
 
+        Args:
+            like: The model.
+            command: Program and arguments, without secrets.
+            owns_data: Whether the command writes into the volumes, so that the model must be at rest.
+            on_line: Called with each line of either stream as it comes.
+
         Raises:
-            StateRefusedError: The model container or another job of it runs, and two owners of one data directory would
-                destroy it.
+            StateRefusedError: The model is not at rest or another job of it runs, and two owners of one data directory
+                would destroy it.
             ExternalToolError: The engine refused to run the job.
         """
-        from docker.errors import APIError, NotFound
-
         model = self.get(like)
-        if model.status == "running":
-            raise StateRefusedError(f"container `{like}` is still running")
+        if owns_data and model.status not in _AT_REST:
+            raise StateRefusedError(f"container `{like}` is {model.status}", hint=f"run `docker stop {like}`")
         options = _job_options(model.attrs, command)
         left = self.find(options["name"])
         if left is not None:
             if left.status == "running":
                 raise StateRefusedError(f"another command works on `{like}`", hint=f"wait for `{left.name}` to end")
             left.remove(force=True)  # its command was killed
-        try:
+        with _translated(f"run a job like `{like}`"):
             job = self._client.containers.create(**options)
-        except APIError as exc:
-            raise ExternalToolError(f"the engine refused a job like `{like}`: {exc.explanation}") from exc
         try:
-            stream = job.attach(stream=True, logs=True, demux=True)
-            job.start()
-            stdout, stderr = _collect(stream, on_line)
-            return Finished(int(job.wait()["StatusCode"]), stdout, stderr)
+            with _translated(f"run a job like `{like}`"):
+                stream = job.attach(stream=True, logs=True, demux=True)
+                job.start()
+                stdout, stderr = _collect(stream, on_line)
+                return Finished(int(job.wait()["StatusCode"]), stdout, stderr)
         finally:
-            with contextlib.suppress(NotFound):
-                job.remove(force=True)
+            self._remove(job)
+
+    def _remove(self, container: Container) -> None:
+        from docker.errors import NotFound
+
+        with contextlib.suppress(NotFound):
+            container.remove(force=True)
 
 
 def _job_options(attrs: dict[str, Any], command: Sequence[str]) -> dict[str, Any]:

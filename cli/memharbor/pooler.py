@@ -13,10 +13,8 @@ from collections.abc import Sequence
 
 from memharbor.containers import Containers, Finished
 from memharbor.errors import ExternalToolError
+from memharbor.server_files.postgres import POOLER_PORT, POOLER_SOCKET_DIRECTORY
 from memharbor.templates import ident
-
-_SOCKET_FOLDER = "/run/pgbouncer"
-_PORT = "6432"
 
 
 class Pooler:
@@ -30,11 +28,13 @@ class Pooler:
 
     def __init__(self, containers: Containers, names: Sequence[str]) -> None:
         self._containers = containers
-        self._names = tuple(names)
+        self.names = tuple(names)
 
     def pause(self, databases: Sequence[str], *, timeout_seconds: int = 30) -> list[str]:
         """
         Let present transactions end, then keep every client waiting; who does not end in time is dropped.
+
+        A pooler that does not run keeps every client out by itself and is left alone.
 
         Args:
             databases: PgBouncer's database names.
@@ -44,7 +44,7 @@ class Pooler:
             The databases whose clients had to be dropped.
         """
         dropped = []
-        for name in self._names:
+        for name in filter(self._containers.is_running, self.names):
             for database in databases:
                 wait = self._run(name, f"pause {ident(database)}", timeout_seconds=timeout_seconds)
                 if wait.exit_code != 0 and "already" not in wait.stderr:
@@ -54,7 +54,7 @@ class Pooler:
 
     def resume(self, databases: Sequence[str]) -> None:
         """Let the waiting clients go on; databases that are not paused are left alone."""
-        for name in self._names:
+        for name in filter(self._containers.is_running, self.names):
             paused = {row["name"] for row in self._rows(name, "show databases") if row["paused"] == "1"}
             for database in databases:
                 if database in paused:
@@ -62,7 +62,7 @@ class Pooler:
 
     def show(self, what: str) -> list[dict[str, str]]:
         """Read one of PgBouncer's `SHOW` tables, for instance `pools`, from every PgBouncer."""
-        return [{"pooler": name, **row} for name in self._names for row in self._rows(name, f"show {what}")]
+        return [{"pooler": name, **row} for name in self.names for row in self._rows(name, f"show {what}")]
 
     def _rows(self, name: str, statement: str) -> list[dict[str, str]]:
         return list(csv.DictReader(io.StringIO(self._console(name, statement).stdout)))
@@ -85,9 +85,9 @@ class Pooler:
                 "--no-psqlrc",
                 "--csv",
                 "--host",
-                _SOCKET_FOLDER,
+                POOLER_SOCKET_DIRECTORY,
                 "--port",
-                _PORT,
+                str(POOLER_PORT),
                 "--username",
                 "pgbouncer",
                 "--command",

@@ -12,7 +12,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from memharbor.backup.engine import BackupEngine
-from memharbor.backup.restore import parse_instant, plan_restore
+from memharbor.backup.plan import parse_instant, plan_restore
 from memharbor.backup.wal import SEGMENT_BYTES, Segment, find_gaps, format_lsn, leads_to, parse_lsn, parse_segment
 from memharbor.containers import Finished
 from memharbor.errors import ExternalToolError, StateRefusedError, UsageError
@@ -68,7 +68,7 @@ class FakeContainers:
 
 def planned(containers: FakeContainers, *, at: datetime | None = None, name: str | None = None) -> Any:
     engine = BackupEngine(containers, "db", "main")  # type: ignore[arg-type]
-    return plan_restore(engine, containers, at=at, name=name)  # type: ignore[arg-type]
+    return plan_restore(engine, at=at, name=name)
 
 
 def point(segment: Segment, name: str) -> dict[str, str]:

@@ -105,7 +105,7 @@ class BackupEngine:
             ExternalToolError: pgBackRest failed; what was there before is untouched.
         """
         before = {backup.id for backup in self.list_backups()}
-        self.create_stanza()
+        self.ensure_stanza()
 
         arguments = ("backup", f"--type={backup_type}", "--log-level-console=detail")
         done = self._pgbackrest(*arguments, on_line=percent_reader(on_percent))
@@ -119,9 +119,28 @@ class BackupEngine:
             raise ExternalToolError("pgBackRest reported success, but the repository lists no new good backup")
         return created[-1]
 
-    def create_stanza(self) -> None:
-        """Create the stanza where it is missing; the same call again changes nothing."""
-        self._check(self._pgbackrest("stanza-create"), "pgbackrest stanza-create")
+    def ensure_stanza(self) -> None:
+        """
+        Create the stanza where it is missing.
+
+        Not where it is there: `stanza-create` takes the lock that archiving holds, and would fail now and then.
+        """
+        if self._info()["status"]["code"] in (_MISSING_STANZA_PATH, _MISSING_STANZA_DATA):
+            self._check(self._pgbackrest("stanza-create"), "pgbackrest stanza-create")
+
+    def foreign_system_id(self) -> str | None:
+        """
+        Name the system identifier of the running server where the repository belongs to another cluster, else `None`.
+
+        It is another one after a data volume was lost and initdb made a new cluster: that one cannot be archived.
+        """
+        known = [str(database["system-id"]) for database in self._info().get("db", [])]
+        if not known or not self._containers.is_running(self.container):
+            return None
+        query = "select system_identifier from pg_control_system()"
+        done = self._run(["psql", "--no-psqlrc", "-tA", "--dbname=postgres", "--command", query])
+        present = done.stdout.strip()
+        return present if done.exit_code == 0 and present and present != known[-1] else None
 
     def check_archive(self) -> None:
         """
@@ -130,12 +149,12 @@ class BackupEngine:
         Raises:
             ExternalToolError: It does not arrive; pgBackRest's words say why.
         """
-        self.create_stanza()
+        self.ensure_stanza()
         self._check(self._pgbackrest("check"), "pgbackrest check")
 
     def list_segments(self) -> list[Segment]:
         """List the archived WAL segments of the present cluster, in order."""
-        return sorted(filter(None, map(parse_segment, self._archive_files())))
+        return sorted(filter(None, (parse_segment(path.rsplit("/", 1)[-1]) for path in self._archive_entries())))
 
     def list_live_segments(self) -> list[Segment]:
         """List the segments in the server's own pg_wal, those that are not archived yet among them."""
@@ -148,11 +167,28 @@ class BackupEngine:
         if timeline == 1:
             return {}
         name = f"{timeline:08X}.history"
-        path = next((path for path in self._archive_files(full_path=True) if path.rsplit("/", 1)[-1] == name), None)
+        path = next((path for path in self._archive_entries() if path.rsplit("/", 1)[-1] == name), None)
         if path is None:
             raise SourceDataError(f"timeline {timeline} has no history file in the archive")
         done = self._pgbackrest("repo-get", f"archive/{self.stanza}/{path}")
         return parse_history(self._check(done, "pgbackrest repo-get").stdout)
+
+    def timeline_births(self) -> dict[int, datetime]:
+        """List when each timeline began, aware UTC: when its history file reached the archive. Timeline 1 has none."""
+        return {
+            int(path.rsplit("/", 1)[-1][:8], 16): datetime.fromtimestamp(entry.get("time", 0), UTC)
+            for path, entry in self._archive_entries().items()
+            if path.endswith(".history")
+        }
+
+    def run_in_container(self, command: Sequence[str]) -> str:
+        """
+        Run a reading command beside pgBackRest, also while the server is stopped, and return what it prints.
+
+        Raises:
+            ExternalToolError: It failed.
+        """
+        return self._check(self._run(list(command)), command[0]).stdout
 
     def find_backup_before(self, *, timeline: int, lsn: int | None = None, at: datetime | None = None) -> Backup | None:
         """
@@ -197,18 +233,15 @@ class BackupEngine:
         found: dict[str, Any] = stanzas[0]
         return found
 
-    def _archive_files(self, *, full_path: bool = False) -> list[str]:
+    def _archive_entries(self) -> dict[str, dict[str, Any]]:
+        """List the files of the present cluster's archive by their path below the stanza."""
         done = self._pgbackrest("repo-ls", "--output=json", "--recurse", f"archive/{self.stanza}")
-        listed = json.loads(self._check(done, "pgbackrest repo-ls").stdout or "{}")
-        newest_cluster = max(
-            (path.split("/")[0] for path in listed if path.split("/")[0][:1].isdigit()),
-            key=lambda name: [int(part) for part in name.split("-")],
-            default="",
-        )
-        paths = [
-            path for path, entry in listed.items() if entry["type"] == "file" and path.startswith(newest_cluster + "/")
-        ]
-        return paths if full_path else [path.rsplit("/", 1)[-1] for path in paths]
+        listed: dict[str, dict[str, Any]] = json.loads(self._check(done, "pgbackrest repo-ls").stdout or "{}")
+        clusters = {path.split("/")[0] for path in listed if path[:1].isdigit()}
+        present = max(clusters, key=lambda name: [int(part) for part in name.split("-")], default="")
+        return {
+            path: entry for path, entry in listed.items() if entry["type"] == "file" and path.startswith(f"{present}/")
+        }
 
     def _pgbackrest(self, *arguments: str, on_line: Callable[[str], None] | None = None) -> Finished:
         return self._run(["pgbackrest", f"--stanza={self.stanza}", *arguments], on_line=on_line)

@@ -132,6 +132,33 @@ def leads_to(timeline: int, stop_lsn: int, *, target_timeline: int, history: dic
     return timeline == target_timeline or (timeline in history and stop_lsn <= history[timeline])
 
 
+def missing_segments(
+    segments: Sequence[Segment], start: Segment, *, timeline: int, end: int, history: dict[int, int]
+) -> list[Segment]:
+    """
+    List the segments that replay needs and that are not there, in order.
+
+    Args:
+        segments: What there is.
+        start: Where the backup begins.
+        timeline: The timeline to recover to.
+        end: Number of the last segment that is needed.
+        history: The timeline's ancestors with the position at which each was left, as `parse_history` reads them.
+
+    A segment in which a timeline was left is needed of its successor only, which begins with a copy of it.
+
+    >>> missing_segments([Segment(1, 3), Segment(2, 4)], Segment(1, 3), timeline=2, end=5, history={1: 4 << 24})
+    [Segment(timeline=2, number=5)]
+    """
+    there = set(segments)
+    path = sorted(number for number in history if start.timeline <= number < timeline)
+    needed = []
+    for number in range(start.number, end + 1):
+        owner = next((old for old in path if number < history[old] // SEGMENT_BYTES), timeline)
+        needed.append(Segment(owner, number))
+    return [segment for segment in needed if segment not in there]
+
+
 def newest(segments: Sequence[Segment]) -> Segment | None:
     """Pick the segment that is furthest on the newest timeline; `None` where there is none."""
     return max(segments, default=None)

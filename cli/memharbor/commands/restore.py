@@ -29,7 +29,8 @@ def restore(output: Output, at: str | None, name: str | None, dry_run: bool, yes
     """
     from datetime import UTC, datetime
 
-    from memharbor.backup.restore import Restore, parse_instant, plan_restore
+    from memharbor.backup.plan import parse_instant, plan_restore
+    from memharbor.backup.restore import Restore
     from memharbor.errors import UsageError
     from memharbor.operations import open_stack
 
@@ -38,7 +39,7 @@ def restore(output: Output, at: str | None, name: str | None, dry_run: bool, yes
     moment = parse_instant(at, now=datetime.now(UTC)) if at else None
     opened = open_stack(stack)
     with output.step("Look at the backups and the archive"):
-        plan = plan_restore(opened.engine, opened.containers, at=moment, name=name)
+        plan = plan_restore(opened.engine, at=moment, name=name)
     if dry_run:
         output.result(
             {"dry_run": True, **plan.as_data()}, f"would restore backup {plan.backup.id} and replay to {plan.target}"
