@@ -20,7 +20,7 @@ setup: ## get the engine, Python packages, Pulumi and images' raw material
 
 up: setup ## stand a stack up: STACK=dev
 	$(activate) && memharbor stack init
-	$(activate) && pulumi up --yes --skip-preview --stack $(STACK)
+	$(activate) && pulumi up --yes --skip-preview --refresh --stack $(STACK)
 	$(activate) && ansible-playbook ansible/playbooks/site.yml
 	$(activate) && memharbor validate
 

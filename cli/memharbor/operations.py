@@ -6,12 +6,14 @@ The one place where these are put together; commands ask here and pass them on.
 
 from __future__ import annotations
 
+import os
 from dataclasses import dataclass
 
 from memharbor.backup.engine import BackupEngine
 from memharbor.containers import Containers
 from memharbor.pooler import Pooler
-from memharbor.stack import StackOutputs, find_leader, read_outputs
+from memharbor.stack import StackOutputs, find_leader
+from memharbor.target import find_target
 
 
 @dataclass(frozen=True)
@@ -35,10 +37,10 @@ def open_stack(stack: str) -> OpenStack:
     Open a stack for operating.
 
     Raises:
-        ConfigError: The stack was never brought up.
+        ConfigError: The stack was never brought up, or MEMHARBOR_DSN says that another database is meant.
         ConnectError: No Docker engine answers.
     """
-    outputs = read_outputs(stack)
+    outputs = find_target(stack, os.environ.get("MEMHARBOR_DSN")).stack_outputs("what works on the host")
     containers = Containers()
     engine = BackupEngine(containers, find_leader(outputs).container, outputs.stanza)
     return OpenStack(outputs, containers, engine, Pooler(containers, outputs.containers["pgbouncer"]))

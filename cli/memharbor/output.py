@@ -2,7 +2,7 @@
 How Memharbor speaks: data on stdout, everything else on stderr.
 
 `Output` is created once by the command line and handed down; nothing else writes to the terminal. With
-`--output json` stdout holds one JSON object and nothing more. Colour follows the terminal and `NO_COLOR`.
+`--output json` stdout holds one JSON document and nothing more: a list where the result is a list, else an object. Colour follows the terminal and `NO_COLOR`.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ class Output:
     Write results, notes, tables and progress of one command.
 
     Args:
-        format: `text` for people, `json` for one object on stdout.
+        format: `text` for people, `json` for one JSON document on stdout.
         verbose: Whether `detail` is shown.
     """
 

@@ -1,7 +1,7 @@
 """
 Run external tools: one way to call them, to show what they say and to fail.
 
-Must not be given secrets as arguments: they belong into the environment or a file. `MemharborError`s carry the tool's
+Must not be given secrets as arguments: they belong into the environment, a file or standard input. `MemharborError`s carry the tool's
 own words verbatim.
 """
 
@@ -26,6 +26,7 @@ def run(
     *,
     cwd: Path | None = None,
     environ: Mapping[str, str] | None = None,
+    input_text: str | None = None,
     timeout_seconds: float | None = None,
     hint: str | Sequence[str] = (),
 ) -> str:
@@ -36,6 +37,7 @@ def run(
         arguments: The tool and its arguments, without secrets.
         cwd: Folder to run in.
         environ: Variables on top of the present environment.
+        input_text: What the tool reads from standard input, the place for secrets; by default that of this process.
         timeout_seconds: When to give up; `None` waits for ever.
         hint: Next commands for the error, if it fails.
 
@@ -48,6 +50,7 @@ def run(
             arguments,
             cwd=cwd,
             env={**os.environ, **(environ or {})},
+            input=input_text,
             capture_output=True,
             text=True,
             timeout=timeout_seconds,

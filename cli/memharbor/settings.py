@@ -27,6 +27,8 @@ ENVIRONMENT_PREFIX = "MEMHARBOR_"
 VECTOR_PLAIN_DIMS_MAX = 1900
 HALFVEC_PLAIN_DIMS_MAX = 3800
 EMBEDDING_DIMS_MAX = 4000
+# What the pools leave of max_connections to administration, replication, backup and roll-outs.
+RESERVED_CONNECTIONS = 10
 
 _OPERATOR_SUFFIX = {"cosine": "cosine_ops", "l2": "l2_ops", "inner_product": "ip_ops"}
 _OPERATOR = {"cosine": "<=>", "l2": "<->", "inner_product": "<#>"}
@@ -146,10 +148,11 @@ class Settings(BaseModel):
             )
         # Two transaction pools (read-write, read-only) and one session pool for each of two application roles would
         # be the worst case; PostgreSQL must keep room for administration, replication and backup.
-        if self.pool_size + self.pool_session_size > self.max_connections - 10:
+        needed = self.pool_size + self.pool_session_size + RESERVED_CONNECTIONS
+        if needed > self.max_connections:
             problems.append(
-                f"max_connections: {self.max_connections} is too few for pool_size + pool_session_size + 10"
-                f" ({self.pool_size + self.pool_session_size + 10})"
+                f"max_connections: {self.max_connections} is too few for pool_size + pool_session_size +"
+                f" {RESERVED_CONNECTIONS} ({needed})"
             )
         if problems:
             raise ValueError("\n".join(problems))

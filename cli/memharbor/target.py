@@ -12,14 +12,13 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from memharbor.errors import ConfigError
+from memharbor.names import ROLES
 from memharbor.settings import Settings, load_settings, settings_from_environment
 
 if TYPE_CHECKING:
     import psycopg
 
     from memharbor.stack import StackOutputs
-
-ROLES = ("owner", "app", "service", "readonly", "backup", "pooler", "replicator", "rewind")
 
 
 @dataclass(frozen=True)

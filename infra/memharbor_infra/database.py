@@ -74,6 +74,8 @@ class Database(pulumi.ComponentResource):
         image: Image of the nodes.
         carrier_image: Image of what brings the files, see `ConfigurationFiles`.
         network: The stack's network.
+        store: The backup store: it starts before the nodes and stops after them, so that a node that shuts down can
+            still archive its last WAL.
     """
 
     containers: dict[str, docker.Container]
@@ -89,10 +91,11 @@ class Database(pulumi.ComponentResource):
         image: pulumi.Input[str],
         carrier_image: pulumi.Input[str],
         network: pulumi.Input[str],
+        store: pulumi.Resource,
         opts: pulumi.ResourceOptions | None = None,
     ) -> None:
         super().__init__("memharbor:infra:Database", name, None, opts)
-        self.containers, self.files_volumes = {}, {}
+        self.containers, self.files_volumes, self._store = {}, {}, store
         for node in nodes:
             files = ConfigurationFiles(
                 f"{node.name}-files",
@@ -145,5 +148,5 @@ class Database(pulumi.ComponentResource):
             tmpfs=POSTGRES_SCRATCH,
             volumes=[docker.ContainerVolumeArgs(volume_name=volume, container_path=DATA_ROOT), files.mount()],
             # Its port and its data directory belong to one container at a time.
-            opts=pulumi.ResourceOptions(parent=self, delete_before_replace=True),
+            opts=pulumi.ResourceOptions(parent=self, delete_before_replace=True, depends_on=[self._store]),
         )

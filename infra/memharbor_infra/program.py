@@ -64,6 +64,7 @@ def compose(configuration: Configuration, contexts: Mapping[str, BuildContext]) 
         image=images.ids["postgres"],
         carrier_image=images.base_id,
         network=network.network_name,
+        store=store,
     )
     poolers = Pooler(
         "pooler",

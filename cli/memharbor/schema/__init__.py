@@ -5,13 +5,14 @@ DDL is in `sql_templates/`; this package renders, plans, applies and verifies it
 print: it is given a connection and settings, and answers with reports.
 """
 
+from memharbor.names import ROLES
 from memharbor.schema.applier import ApplyReport, PlannedStep, apply, plan
 from memharbor.schema.downgrade import DowngradeReport, downgrade
 from memharbor.schema.fingerprint import Difference, describe_catalog, differences, fingerprint
 from memharbor.schema.ledger import HistoryEntry
 from memharbor.schema.migrations import COMPONENTS, Step, context, load_steps
 from memharbor.schema.render import render_script
-from memharbor.schema.roles import MAINTENANCE_DATABASE, ROLES, RolesReport, apply_roles, ensure_database
+from memharbor.schema.roles import MAINTENANCE_DATABASE, RolesReport, apply_roles, ensure_database
 from memharbor.schema.tenants import TenantIndexReport, tenant_indexes
 from memharbor.schema.verification import Finding, current, history, verify
 

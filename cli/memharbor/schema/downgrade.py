@@ -16,6 +16,7 @@ from psycopg import sql
 
 from memharbor.database import Connection, run_statement, transaction, translated_errors
 from memharbor.errors import StateRefusedError, UsageError
+from memharbor.names import ROLES
 from memharbor.schema import ledger, refusals
 from memharbor.schema.fingerprint import describe_catalog, differences, with_differences
 from memharbor.schema.migrations import Step, load_steps
@@ -24,7 +25,7 @@ from memharbor.schema.statements import split_statements
 from memharbor.settings import Settings
 
 BASE = "base"
-SERVICE = "memharbor_service"
+SERVICE = ROLES["service"]
 _DROPPED_TABLE = re.compile(r"^drop table memharbor\.(\w+)", re.MULTILINE)
 
 

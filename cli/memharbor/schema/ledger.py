@@ -17,12 +17,13 @@ from psycopg.types.json import Jsonb
 
 from memharbor.database import Connection, transaction, translated_errors
 from memharbor.errors import StateRefusedError
+from memharbor.names import ROLES
 from memharbor.schema.fingerprint import Catalog, fingerprint_of
 from memharbor.schema.migrations import Step, split_header
 from memharbor.schema.statements import split_statements
 from memharbor.templates import render
 
-OWNER = "memharbor_owner"
+OWNER = ROLES["owner"]
 # One roll-out at a time per database; "memharbo" as a big-endian integer.
 ADVISORY_LOCK_KEY = 0x6D656D686172626F
 ADVISORY_LOCK_WAIT_SECONDS = 60.0

@@ -16,6 +16,7 @@ from psycopg import conninfo
 
 from memharbor.database import Connection, run_statement, transaction, translated_errors
 from memharbor.errors import ConfigError, ConnectError, StateRefusedError
+from memharbor.names import ROLES
 from memharbor.schema import ledger
 from memharbor.schema.fingerprint import Difference, describe_catalog, differences, with_differences
 from memharbor.schema.passwords import encrypt_password, matches
@@ -25,11 +26,6 @@ from memharbor.settings import Settings
 from memharbor.templates import render
 
 MAINTENANCE_DATABASE = "postgres"
-# Login role by the short name that settings, secrets and commands use.
-ROLES: Mapping[str, str] = {
-    name: f"memharbor_{name}"
-    for name in ("owner", "app", "service", "readonly", "backup", "pooler", "replicator", "rewind")
-}
 
 Connect = Callable[[str], Connection]
 

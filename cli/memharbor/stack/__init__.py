@@ -6,6 +6,7 @@ A stack: its config and secrets before the first `pulumi up`, its outputs after,
 """
 
 from memharbor.stack.outputs import (
+    StackNotUpError,
     StackOutputs,
     build_inventory,
     dsn,
@@ -16,6 +17,7 @@ from memharbor.stack.outputs import (
 )
 
 __all__ = [
+    "StackNotUpError",
     "StackOutputs",
     "build_inventory",
     "dsn",

@@ -2,7 +2,8 @@
 What a stack that is up tells about itself: outputs, connection URIs, environment, inventory.
 
 `StackOutputs` is the contract between `infra/` and everything that operates a stack; it is a list of nodes from the
-start, so that a topology with more of them changes no name. Must not create or change anything.
+start, so that a topology with more of them changes no name. Must not change anything of the stack; the one file that it
+writes is the CA certificate (public), which every URI made here names.
 """
 
 from __future__ import annotations
@@ -18,20 +19,20 @@ from urllib.parse import quote, urlencode
 from pydantic import BaseModel, ConfigDict, SecretStr, ValidationError
 
 from memharbor.errors import ConfigError, ExternalToolError, StateRefusedError
+from memharbor.names import DEFAULT_STACK, DSN_ROLES, ROLE_NAMES, STACK_VARIABLE
 from memharbor.settings import Settings, environment_name
 from memharbor.stack import provisioner
-from memharbor.stack.secrets import ROLE_NAMES
 
-DEFAULT_STACK = "dev"
-STACK_VARIABLE = "MEMHARBOR_STACK"
-# The roles that a person or a program logs in as; the others belong to the machinery.
-DSN_ROLES = ("app", "service", "readonly", "owner", "backup", "admin")
 _SHARED_ROLES = ("app", "service", "readonly")
 _CONNECT_TIMEOUT_SECONDS = 10
 
 
 class _Frozen(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid")
+
+
+class StackNotUpError(ConfigError):
+    """The stack does not exist or was never brought up."""
 
 
 class NodeOutput(_Frozen):
@@ -122,10 +123,11 @@ def stack_name(environ: Mapping[str, str] | None = None) -> str:
 @cache
 def read_outputs(stack: str) -> StackOutputs:
     """
-    Read the outputs of a stack, once per process.
+    Read the outputs of a stack, once per process, and put its CA certificate where clients of this machine find it.
 
     Raises:
-        ConfigError: The stack does not exist, was never brought up, or was made by another version.
+        StackNotUpError: The stack does not exist or was never brought up.
+        ConfigError: It was made by another version.
     """
     try:
         raw = provisioner.read_stack_outputs(stack)
@@ -134,7 +136,7 @@ def read_outputs(stack: str) -> StackOutputs:
             raise
         raw = {}
     if not raw:
-        raise ConfigError(
+        raise StackNotUpError(
             f"stack `{stack}` is not up",
             hint=(f"run `memharbor stack init --stack {stack}`, then `pulumi up --stack {stack}`", "or run `make up`"),
         )

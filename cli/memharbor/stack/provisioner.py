@@ -10,7 +10,6 @@ from __future__ import annotations
 import json
 import os
 import shutil
-import subprocess
 import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -64,9 +63,13 @@ def activated(environ: Mapping[str, str], checkout: Path, binaries: Path) -> dic
     return completed
 
 
-def pulumi(arguments: Sequence[str], *, hint: str | Sequence[str] = ()) -> str:
+def pulumi(arguments: Sequence[str], *, input_text: str | None = None) -> str:
     """
     Run Pulumi in the checkout and return what it prints.
+
+    Args:
+        arguments: What stands after `pulumi`, without secrets.
+        input_text: What it reads from standard input.
 
     Raises:
         ExternalToolError: It is missing or failed; its own words are in the message.
@@ -74,7 +77,25 @@ def pulumi(arguments: Sequence[str], *, hint: str | Sequence[str] = ()) -> str:
     checkout = find_checkout()
     environ = activated(os.environ, checkout, Path(sys.executable).parent)
     tool = shutil.which("pulumi", path=environ["PATH"]) or "pulumi"
-    return run([tool, "--non-interactive", *arguments], cwd=checkout, environ=environ, hint=hint)
+    try:
+        return run([tool, "--non-interactive", *arguments], cwd=checkout, environ=environ, input_text=input_text)
+    except ExternalToolError as exc:
+        raise ExternalToolError(exc.message, hint=exc.hints or _next_steps(exc.message, environ)) from exc
+
+
+def _next_steps(message: str, environ: Mapping[str, str]) -> Sequence[str]:
+    """Say what to do about the refusals that have nothing to do with the stack itself."""
+    if "passphrase" in message.lower():
+        return (
+            "unset PULUMI_CONFIG_PASSPHRASE and PULUMI_CONFIG_PASSPHRASE_FILE, then `source .venv/bin/activate`",
+            "restore the file with the passphrase from its backup: nothing else decrypts the stack's secrets",
+        )
+    if "unable to open state directory" in message:
+        return (
+            f"run `make setup`, which creates the state folder; PULUMI_BACKEND_URL is {environ['PULUMI_BACKEND_URL']}",
+            "unset PULUMI_BACKEND_URL, then `source .venv/bin/activate`",
+        )
+    return ()
 
 
 def set_secret(stack: str, key: str, value: str) -> None:
@@ -84,15 +105,7 @@ def set_secret(stack: str, key: str, value: str) -> None:
     Raises:
         ExternalToolError: Pulumi refused; its own words are in the message.
     """
-    checkout = find_checkout()
-    environ = activated(os.environ, checkout, Path(sys.executable).parent)
-    tool = shutil.which("pulumi", path=environ["PATH"]) or "pulumi"
-    command = [tool, "--non-interactive", "config", "set", "--secret", "--stack", stack, key]
-    done = subprocess.run(  # noqa: S603 - arguments are a list, no shell
-        command, cwd=checkout, env=environ, input=value, capture_output=True, text=True, check=False
-    )
-    if done.returncode != 0:
-        raise ExternalToolError(f"`pulumi config set {key}` failed with exit code {done.returncode}:\n{done.stderr}")
+    pulumi(["config", "set", "--secret", "--stack", stack, key], input_text=value)
 
 
 def list_stacks() -> list[str]:

@@ -15,21 +15,10 @@ from datetime import datetime
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from memharbor.errors import ConfigError
+from memharbor.names import ROLE_NAMES as ROLE_NAMES
 from memharbor.settings import Settings
 from memharbor.stack.certificates import KeyPair, create_authority, create_leaf
 
-# Login names by the short name that `memharbor stack dsn` takes. The superuser is `admin`.
-ROLE_NAMES = {
-    "admin": "postgres",
-    "owner": "memharbor_owner",
-    "app": "memharbor_app",
-    "service": "memharbor_service",
-    "readonly": "memharbor_readonly",
-    "backup": "memharbor_backup",
-    "pooler": "memharbor_pooler",
-    "replicator": "memharbor_replicator",
-    "rewind": "memharbor_rewind",
-}
 # Access keys of the backup store: `root` stays inside the store, `custodian` owns the bucket, `pgbackrest` may write
 # and delete but not delete versions.
 STORE_KEYS = ("root", "custodian", "pgbackrest")

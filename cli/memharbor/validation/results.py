@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from datetime import datetime
 from typing import Literal
 
@@ -43,9 +43,9 @@ class ValidationContext:
     """
 
     settings: Settings
-    admin_dsn: str
-    app_dsn: str
-    service_dsn: str
+    admin_dsn: str = field(repr=False)
+    app_dsn: str = field(repr=False)
+    service_dsn: str = field(repr=False)
     is_pooled: bool
     backup_status: Callable[[], BackupStatus] | None = None
 
