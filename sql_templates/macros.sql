@@ -1,8 +1,15 @@
 {#
-  What verify twins are made of.
+  What templates share.
 
-  `require` raises unless the condition holds; both arguments are SQL, the message is a plain text.
+  `require` is what verify twins are made of: it raises unless the condition holds; both arguments are SQL, the message is
+  a plain text. `leakproof_functions` are the built-in functions of keyword search that the setting `leakproof` marks, as
+  regprocedure reads them (why: docs/concepts/row-level-security.md).
 #}
+{% set leakproof_functions = [
+  'pg_catalog.jsonb_object_field_text(jsonb, text)',
+  'pg_catalog.ts_match_vq(tsvector, tsquery)',
+  'pg_catalog.to_tsvector(regconfig, text)'
+] %}
 {% macro require(condition, message) %}
 do $require$
 begin

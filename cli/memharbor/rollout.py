@@ -13,7 +13,7 @@ from typing import Any
 
 from memharbor import schema
 from memharbor.database import Connection
-from memharbor.errors import ConfigError, VerificationError
+from memharbor.errors import ConfigError, ConnectError, VerificationError
 from memharbor.settings import load_settings
 from memharbor.target import Target, find_target
 
@@ -73,7 +73,7 @@ def _roles(target: Target, dry_run: bool) -> dict[str, Any]:
 def _database(target: Target, dry_run: bool) -> dict[str, Any]:
     if target.outputs is None:
         return {"changed": False, "applied": [], "notices": ["the database of MEMHARBOR_DSN is taken as it is"]}
-    with closing(target.connect(dbname="postgres", autocommit=True)) as connection:
+    with closing(target.connect(dbname=schema.MAINTENANCE_DATABASE, autocommit=True)) as connection:
         changed = schema.ensure_database(connection, target.settings, dry_run=dry_run)
     applied = [f"database {target.settings.database}"] if changed else []
     return {"changed": changed, "applied": applied, "notices": [], "diff": _diff("database", applied)}
@@ -83,12 +83,13 @@ def _apply(target: Target, component: str | None, dry_run: bool) -> dict[str, An
     if component is None:
         raise ConfigError("action `apply` needs a component")
     components = [component]
-    if dry_run and not _database_exists(target):
+    connection = _open(target, dry_run)
+    if connection is None:
         steps = schema.plan(None, target.settings, components=components)
         names = [step.name for step in steps]
         text = "\n".join(f"-- step {step.name}\n{step.step.sql}" for step in steps)
         return {"changed": bool(names), "applied": names, "notices": [], "diff": {"before": "", "after": text}}
-    with closing(target.connect()) as connection:
+    with closing(connection):
         report = schema.apply(connection, target.settings, components=components, dry_run=dry_run)
     return {
         "changed": report.changed,
@@ -99,9 +100,10 @@ def _apply(target: Target, component: str | None, dry_run: bool) -> dict[str, An
 
 
 def _tenant_indexes(target: Target, dry_run: bool) -> dict[str, Any]:
-    if dry_run and not _database_exists(target):
+    connection = _open(target, dry_run)
+    if connection is None:
         return {"changed": False, "applied": [], "notices": ["there is no memory yet"]}
-    with closing(target.connect()) as connection:
+    with closing(connection):
         if dry_run and schema.current(connection) is None:
             return {"changed": False, "applied": [], "notices": ["there is no memory yet"]}
         report = schema.tenant_indexes(connection, target.settings, dry_run=dry_run)
@@ -113,12 +115,13 @@ def _tenant_indexes(target: Target, dry_run: bool) -> dict[str, Any]:
 
 
 def _verify(target: Target, dry_run: bool) -> dict[str, Any]:
-    if dry_run and not _database_exists(target):
+    connection = _open(target, dry_run)
+    if connection is None:
         return {"changed": False, "applied": [], "notices": ["there is nothing to verify yet"]}
-    with closing(target.connect()) as connection:
+    with closing(connection):
         if dry_run and schema.current(connection) is None:
             return {"changed": False, "applied": [], "notices": ["there is nothing to verify yet"]}
-        findings = schema.verify(connection, target.settings)
+        findings = schema.verify(connection, target.settings, connect=lambda name: target.connect(dbname=name))
     if findings:
         raise VerificationError(
             f"{len(findings)} differences:\n" + "\n".join(f"{finding.message} ({finding.hint})" for finding in findings)
@@ -126,14 +129,34 @@ def _verify(target: Target, dry_run: bool) -> dict[str, Any]:
     return {"changed": False, "applied": [], "notices": []}
 
 
-def _database_exists(target: Target) -> bool:
-    if target.outputs is None:
-        return True
-    with closing(target.connect(dbname="postgres", autocommit=True)) as connection:
-        row = connection.execute(
-            "select true from pg_catalog.pg_database where datname = %s", (target.settings.database,)
-        ).fetchone()
-    return row is not None
+def _open(target: Target, dry_run: bool) -> Connection | None:
+    # The database of MEMHARBOR_DSN is taken as it is: nothing here would create it.
+    return connect_if_exists(target) if dry_run and target.outputs is not None else target.connect()
+
+
+def connect_if_exists(target: Target) -> Connection | None:
+    """
+    Connect to the target's database; None where the server answers and does not have it.
+
+    Raises:
+        ConnectError: The server does not answer or refuses the login.
+    """
+    try:
+        return target.connect(dbname=target.settings.database)
+    except ConnectError:
+        if _lacks_database(target):
+            return None
+        raise
+
+
+def _lacks_database(target: Target) -> bool:
+    try:
+        connection = target.connect(dbname=schema.MAINTENANCE_DATABASE, autocommit=True)
+    except ConnectError:
+        return False
+    with closing(connection):
+        query = "select from pg_catalog.pg_database where datname = %s"
+        return connection.execute(query, (target.settings.database,)).fetchone() is None
 
 
 def _diff(name: str, changes: Any) -> dict[str, str]:

@@ -8,7 +8,12 @@ from collections.abc import Callable
 from datetime import UTC, datetime
 from typing import Any
 
+import psycopg
+from docker.errors import DockerException
+
+from memharbor.database import Connection, server_text, transaction
 from memharbor.errors import MemharborError
+from memharbor.names import ROLES
 from memharbor.output import size_text
 from memharbor.target import Target
 
@@ -34,6 +39,10 @@ def _part(read: Callable[[], Any]) -> Any:
         return read()
     except MemharborError as exc:
         return {"error": exc.message}
+    except psycopg.Error as exc:
+        return {"error": server_text(exc)}
+    except (DockerException, OSError) as exc:  # the engine went away while it was asked
+        return {"error": f"the Docker engine failed: {exc}"}
 
 
 def _database(target: Target) -> dict[str, Any]:
@@ -46,10 +55,7 @@ def _database(target: Target) -> dict[str, Any]:
         version, size_bytes, connections, exists = row or ("", 0, 0, False)
         memories, users = None, None
         if exists:
-            counted = connection.execute(
-                "select count(*), count(distinct payload->>'user_id') from memharbor.memories"
-            ).fetchone()
-            memories, users = counted or (0, 0)
+            memories, users = _count_memories(connection)
     return {
         "version": version,
         "size_bytes": size_bytes,
@@ -57,6 +63,20 @@ def _database(target: Target) -> dict[str, Any]:
         "memories": memories,
         "users": users,
     }
+
+
+def _count_memories(connection: Connection) -> tuple[int, int]:
+    service = ROLES["service"]
+    # An administrator who is no superuser is held by row level security; the service role's policy shows every row.
+    row = connection.execute(
+        "select pg_catalog.pg_has_role(current_user, pg_catalog.to_regrole(%s), 'set')", (service,)
+    ).fetchone()
+    with transaction(connection, role=service if row is not None and row[0] else None):
+        connection.execute("set local statement_timeout = 0")
+        counted = connection.execute(
+            "select count(*), count(distinct payload ->> 'user_id') from memharbor.memories"
+        ).fetchone()
+    return counted or (0, 0)
 
 
 def _containers(target: Target) -> list[dict[str, Any]]:

@@ -8,8 +8,9 @@ from __future__ import annotations
 
 import os
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
+from urllib.parse import quote, urlencode
 
 from memharbor.errors import ConfigError
 from memharbor.names import ROLES
@@ -34,31 +35,29 @@ class Target:
     settings: Settings
     origins: Mapping[str, str]
     outputs: StackOutputs | None
-    admin_dsn: str
-    passwords: Mapping[str, str]
+    admin_dsn: str = field(repr=False)
+    passwords: Mapping[str, str] = field(repr=False)
 
     def dsn(self, role: str, *, direct: bool = False, read_only: bool = False, session: bool = False) -> str:
         """
         Spell the libpq URI of a role, through the pool unless `direct`.
 
         Raises:
-            ConfigError: The database is not ours and the role's password is not given.
+            ConfigError: The database is not ours, and the role's password is not given or MEMHARBOR_DSN cannot be read.
         """
         if self.outputs is not None:
             from memharbor.stack import dsn
 
             return dsn(self.outputs, role, direct=direct, read_only=read_only, session=session)
+        parts = _parse_dsn(self.admin_dsn)
         if role == "admin":
-            return self.admin_dsn
+            return spell_uri(parts)
         if role not in self.passwords:
             raise ConfigError(
-                f"the password of `memharbor_{role}` is not known for {self.name}",
+                f"the password of `{ROLES.get(role, role)}` is not known for {self.name}",
                 hint=f"set MEMHARBOR_{role.upper()}_PASSWORD",
             )
-        from psycopg.conninfo import conninfo_to_dict, make_conninfo
-
-        parts: dict[str, Any] = {**conninfo_to_dict(self.admin_dsn), "user": f"memharbor_{role}"}
-        return make_conninfo(**{**parts, "password": self.passwords[role]})
+        return spell_uri({**parts, "user": ROLES[role], "password": self.passwords[role]})
 
     def connect(
         self, role: str = "admin", *, dbname: str | None = None, autocommit: bool = False
@@ -93,7 +92,7 @@ def find_target(stack: str, dsn: str | None = None, *, environ: Mapping[str, str
         environ: Variables to read MEMHARBOR_* from; the process's own by default.
 
     Raises:
-        ConfigError: The stack does not exist or was never brought up, or a setting is wrong.
+        ConfigError: The stack does not exist or was never brought up, or a setting or the DSN is wrong.
     """
     environ = os.environ if environ is None else environ
     layers: list[tuple[str, Mapping[str, Any]]] = [("environment", settings_from_environment(environ))]
@@ -114,13 +113,44 @@ def find_target(stack: str, dsn: str | None = None, *, environ: Mapping[str, str
     return Target(f"stack {stack}", settings, origins, outputs, stack_dsn(outputs, "admin", direct=True), passwords)
 
 
-def _settings_of_dsn(dsn: str) -> dict[str, str]:
-    """Take the database's name from a DSN; nothing where it names none or cannot be read (connecting says why)."""
+def spell_uri(parts: Mapping[str, Any]) -> str:
+    """
+    Spell connection parameters as a libpq URI. Source: PostgreSQL manual, libpq, Connection URIs.
+
+    >>> spell_uri({"user": "app", "password": "p@ss", "host": "::1", "port": "5433", "dbname": "m", "sslmode": "require"})
+    'postgresql://app:p%40ss@[::1]:5433/m?sslmode=require'
+    >>> spell_uri({"host": "/run/postgresql", "dbname": "m"})
+    'postgresql:///m?host=/run/postgresql'
+    """
+    rest = {name: str(value) for name, value in parts.items() if value is not None}
+    login = quote(rest.pop("user", ""), safe="")
+    if login and "password" in rest:
+        login += ":" + quote(rest.pop("password"), safe="")
+    place = ""
+    # A socket's folder, a zone and a list of hosts are clearer as parameters.
+    if not set("/,%@") & set(rest.get("host", "") + rest.get("port", "")):
+        host, port = rest.pop("host", ""), rest.pop("port", "")
+        place = (f"[{host}]" if ":" in host else host) + (f":{port}" if port else "")
+    dbname = quote(rest.pop("dbname", ""), safe="")
+    query = urlencode(rest, quote_via=quote, safe="/")
+    return f"postgresql://{login}{'@' if login else ''}{place}/{dbname}" + (f"?{query}" if query else "")
+
+
+def _parse_dsn(dsn: str) -> dict[str, Any]:
     import psycopg
     from psycopg.conninfo import conninfo_to_dict
 
     try:
-        dbname = conninfo_to_dict(dsn).get("dbname")
+        return dict(conninfo_to_dict(dsn))
     except psycopg.Error:
-        return {}
+        # The parser quotes what it chokes on, which may be a piece of the password: neither text nor cause leaves.
+        raise ConfigError(
+            "the DSN cannot be read as a libpq connection string",
+            hint="percent-encode special characters of the password, for instance `@` as `%40`",
+        ) from None
+
+
+def _settings_of_dsn(dsn: str) -> dict[str, str]:
+    """Take the database's name from a DSN; nothing where it names none."""
+    dbname = _parse_dsn(dsn).get("dbname")
     return {"database": str(dbname)} if dbname else {}

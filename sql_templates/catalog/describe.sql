@@ -4,6 +4,7 @@
 -- runs as: administrator
 -- safe to repeat: reads only
 -- Users' own vector indexes are left out: they follow the rows, not the schema.
+{% from "macros.sql" import leakproof_functions %}
 with schemas as (
   select oid, nspname, nspowner, nspacl from pg_catalog.pg_namespace
   where nspname in ('memharbor', 'memharbor_pooler')
@@ -114,11 +115,7 @@ described (key, value) as (
 
   union all
   select 'leakproof ' || p.oid::regprocedure::text, to_jsonb(p.proleakproof)
-  from unnest(array[
-    'pg_catalog.jsonb_object_field_text(jsonb, text)',
-    'pg_catalog.ts_match_vq(tsvector, tsquery)',
-    'pg_catalog.to_tsvector(regconfig, text)'
-  ]::regprocedure[]) marked (oid)
+  from unnest(array[{{ leakproof_functions | map('literal') | join(', ') }}]::regprocedure[]) marked (oid)
   join pg_catalog.pg_proc p on p.oid = marked.oid
 
   union all

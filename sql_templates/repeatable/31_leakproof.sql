@@ -3,6 +3,7 @@
 -- variables: leakproof
 -- runs as: administrator
 -- safe to repeat: sets a mark to one value, and only where it differs; only a superuser can
+{% from "macros.sql" import leakproof_functions %}
 do $leakproof$
 declare
   function_name regprocedure;
@@ -15,9 +16,9 @@ begin
     select p.oid::regprocedure from pg_catalog.pg_proc p
     where p.proleakproof <> {{ leakproof | literal }}
       and p.oid in (
-        'pg_catalog.jsonb_object_field_text(jsonb, text)'::regprocedure,
-        'pg_catalog.ts_match_vq(tsvector, tsquery)'::regprocedure,
-        'pg_catalog.to_tsvector(regconfig, text)'::regprocedure
+{% for function in leakproof_functions %}
+        {{ function | literal }}::regprocedure{{ '' if loop.last else ',' }}
+{% endfor %}
       )
   loop
     execute format('alter function %s {% if not leakproof %}not {% endif %}leakproof', function_name);

@@ -2,11 +2,18 @@
 
 from __future__ import annotations
 
+import ipaddress
+import json
+import re
 import socket
 import ssl
 import struct
+import time
+from collections.abc import Callable, Iterable
+from pathlib import Path
 from typing import Any
 
+import docker
 import psycopg
 import pytest
 import testinfra
@@ -77,9 +84,20 @@ def test_private_files_are_private(host: Any, service: str) -> None:
         assert (file.exists, oct(file.mode), file.uid) == (True, "0o400", SERVICES[service][0]), path
 
 
-def test_the_root_is_read_only(host: Any) -> None:
-    assert host.run("touch /etc/x").rc != 0
-    assert host.run("touch /usr/x").rc != 0
+def attributes(stack: Stack, service: str) -> dict[str, Any]:
+    client = docker.from_env()
+    try:
+        found: dict[str, Any] = client.containers.get(f"{stack.name}-{service}").attrs
+    finally:
+        client.close()
+    return found
+
+
+def test_the_root_is_read_only(stack: Stack, host: Any, service: str) -> None:
+    assert attributes(stack, service)["HostConfig"]["ReadonlyRootfs"] is True
+    # Not for want of a permission: as root of the container it would be the same.
+    for path in ("/etc/x", "/usr/x"):
+        assert "Read-only file system" in host.run(f"touch {path}").stderr
 
 
 def test_the_data_directory_is_the_owners_alone_and_has_checksums(stack: Stack) -> None:
@@ -96,20 +114,85 @@ def published(stack: Stack) -> dict[str, int]:
     }
 
 
-def test_a_port_scan_of_the_host_finds_two_ports_on_loopback_only(stack: Stack) -> None:
-    import docker
+# What PostgreSQL, PgBouncer, the store, pgBackRest's own server and Patroni would listen on.
+USUAL_PORTS = {5432, 5433, 6432, 7070, 7080, 8008, 8432}
+LOOPBACK = "127.0.0.1"
 
-    bindings = {}
-    for container in docker.from_env().containers.list(filters={"label": f"memharbor.stack={stack.name}"}):
+
+def own_addresses() -> list[str]:
+    """Every address of this host but loopback ones; a link-local one with its interface."""
+    local = re.compile(r"-- ([\d.]+)\n\s+/32 host LOCAL")
+    found = set(local.findall(Path("/proc/net/fib_trie").read_text()))
+    interfaces = Path("/proc/net/if_inet6")
+    for line in interfaces.read_text().splitlines() if interfaces.exists() else ():
+        number, *_, name = line.split()
+        address = ipaddress.IPv6Address(bytes.fromhex(number))
+        found.add(f"{address}%{name}" if address.is_link_local else str(address))
+    return sorted(found - {address for address in found if ipaddress.ip_address(address.split("%")[0]).is_loopback})
+
+
+def scan(address: str, ports: Iterable[int]) -> set[int]:
+    """Connect to each port; returns those that accept."""
+    try:
+        family, *_, place = socket.getaddrinfo(address, 0, type=socket.SOCK_STREAM)[0]
+    except socket.gaierror:
+        return set()  # the interface of a container that has just ended
+    accepting = set()
+    for port in ports:
+        with socket.socket(family) as probe:
+            probe.settimeout(3)
+            # The kernel may choose the very port as the source, and then connects the socket to itself.
+            if probe.connect_ex((place[0], port, *place[2:])) == 0 and probe.getsockname() != probe.getpeername():
+                accepting.add(port)
+    return accepting
+
+
+def is_ours(address: str, port: int, ca_file: str) -> bool:
+    """Tell whether who accepts has a certificate of this stack: other programs of this host may listen too."""
+    context = ssl.create_default_context(cafile=ca_file)
+    context.check_hostname = False
+    for begin in (b"", struct.pack("!ii", 8, 80877103)):
+        try:
+            with socket.create_connection((address, port), timeout=3) as plain:
+                plain.sendall(begin)
+                if begin and plain.recv(1) != b"S":
+                    continue
+                with context.wrap_socket(plain):
+                    return True
+        except OSError:  # also where the handshake fails
+            continue
+    return False
+
+
+def test_a_port_scan_finds_two_ports_on_loopback_and_none_elsewhere(
+    stack: Stack, record_testsuite_property: Callable[[str, object], None]
+) -> None:
+    bindings: dict[int, str] = {}
+    insides: dict[str, str] = {}
+    client = docker.from_env()
+    for container in client.containers.list(filters={"label": f"memharbor.stack={stack.name}"}):
         for places in container.ports.values():
             bindings |= {int(place["HostPort"]): place["HostIp"] for place in places or []}
-    assert bindings == dict.fromkeys(published(stack).values(), "127.0.0.1")
-    own_address = socket.gethostbyname(socket.gethostname())
-    if not own_address.startswith("127."):
-        for port in published(stack).values():
-            with socket.socket() as probe:
-                probe.settimeout(3)
-                assert probe.connect_ex((own_address, port)) != 0
+        (network,) = container.attrs["NetworkSettings"]["Networks"].values()
+        insides[str(container.name).removeprefix(f"{stack.name}-")] = network["IPAddress"]
+    client.close()
+    ours = set(published(stack).values())
+    assert bindings == dict.fromkeys(ours, LOOPBACK)
+
+    ca_file = str(psycopg.conninfo.conninfo_to_dict(stack.dsn("app"))["sslrootcert"])
+    open_on_loopback = scan(LOOPBACK, range(1, 65536))
+    elsewhere = ["::1", *own_addresses()]
+    assert len(elsewhere) > 1, "this host has no address but loopback: nothing is known of how others would see it"
+    found = {LOOPBACK: open_on_loopback}
+    found |= {address: scan(address, USUAL_PORTS | open_on_loopback | ours) for address in elsewhere}
+    answers = {a: sorted(port for port in ports if is_ours(a, port, ca_file)) for a, ports in found.items()}
+    assert answers == {LOOPBACK: sorted(ours), **{address: [] for address in elsewhere}}
+
+    # On the stack's own network, which this host routes to and nobody else does: what each container is there for.
+    reachable = {service: scan(address, USUAL_PORTS) for service, address in insides.items()}
+    assert reachable == {name: {port for port, beyond in SERVICES[name][2].items() if beyond} for name in SERVICES}
+    said = {**answers, **{f"{name} on the stack's network": sorted(ports) for name, ports in reachable.items()}}
+    record_testsuite_property("port_scan", json.dumps(said))
 
 
 @pytest.mark.parametrize("endpoint", ["postgres", "pool"])
@@ -164,23 +247,30 @@ def test_archiving_works_end_to_end(stack: Stack) -> None:
     assert done.rc == 0, done.stderr
 
 
-def test_the_containers_come_back_after_a_crash(stack: Stack) -> None:
-    import time
-
-    import docker
-
-    container = docker.from_env().containers.get(f"{stack.name}-pgbouncer-0")
-    begun_at = container.attrs["State"]["StartedAt"]
-    host = testinfra.get_host(f"docker://{stack.name}-pgbouncer-0")
+def test_a_container_comes_back_after_a_crash(stack: Stack, host: Any, service: str) -> None:
+    before = attributes(stack, service)
+    assert before["HostConfig"]["RestartPolicy"]["Name"] == "unless-stopped"
+    # The engine's init is process 1 and dies with its only child; `docker kill` would count as a stop on purpose.
     host.run("kill -9 $(cat /proc/1/task/1/children)")
     deadline = time.monotonic() + 60
+    after = before
     while time.monotonic() < deadline:
-        container.reload()
-        if (
-            container.attrs["State"]["StartedAt"] != begun_at
-            and container.attrs["State"].get("Health", {}).get("Status") == "healthy"
-        ):
+        after = attributes(stack, service)
+        if after["RestartCount"] > before["RestartCount"] and after["State"]["Health"]["Status"] == "healthy":
             break
-        time.sleep(0.5)
-    with psycopg.connect(stack.dsn("app")) as connection:
-        assert connection.execute("select 1").fetchone() == (1,)
+        time.sleep(0.3)
+    assert after["RestartCount"] == before["RestartCount"] + 1
+    assert after["State"]["StartedAt"] > before["State"]["StartedAt"]
+    assert (after["State"]["Status"], after["State"]["Health"]["Status"]) == ("running", "healthy")
+    while True:
+        try:
+            with psycopg.connect(stack.dsn("app")) as connection:
+                assert connection.execute("select 1").fetchone() == (1,)
+            break
+        except psycopg.OperationalError:  # PgBouncer tries a server that failed again after some seconds
+            if time.monotonic() > deadline:
+                raise
+            time.sleep(0.5)
+    if service == "backup-store-0":
+        done = testinfra.get_host(f"docker://{stack.name}-postgres-0").run("pgbackrest --stanza=main check")
+        assert done.rc == 0, done.stderr

@@ -6,16 +6,22 @@ One story in numbered steps: each test needs the ones before it, so the file run
 
 from __future__ import annotations
 
+import gzip
 import json
 import re
 import threading
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
+from pathlib import Path
 from typing import Any
 
+import docker
 import psycopg
+from psycopg import sql
 
+from memharbor.stack.secrets import parse_secrets
+from memharbor.validation.probe import PROBE_PREFIX
 from tests import corpus
 from tests.e2e.conftest import ROOT, Stack
 
@@ -37,6 +43,42 @@ def connect(stack: Stack, role: str, *options: str) -> psycopg.Connection[Any]:
 def user_hashes(stack: Stack) -> dict[str, tuple[int, str]]:
     with connect(stack, "admin", "--direct") as connection:
         return {user: (count, digest) for user, count, digest in connection.execute(USER_HASHES)}
+
+
+def containers_of(stack: Stack) -> dict[str, dict[str, Any]]:
+    """What the engine says of each container of the stack, stopped ones included, by its name in the stack."""
+    with closing(docker.from_env()) as client:
+        found = client.containers.list(all=True, filters={"label": f"memharbor.stack={stack.name}"})
+        return {str(container.name).removeprefix(f"{stack.name}-"): container.attrs for container in found}
+
+
+# What a refused restore must leave as it is: the server, its history, every relation and every row of a witness.
+SERVER_STATE = """
+select pg_postmaster_start_time(), (select system_identifier from pg_control_system()),
+  (select timeline_id from pg_control_checkpoint()),
+  (select md5(string_agg(md5(row(oid, relname, relnamespace, relfilenode)::text), '' order by oid)) from pg_class),
+  (select md5(string_agg(md5(witness::text), '' order by number)) from public.witness)
+"""
+
+
+def server_state(stack: Stack) -> tuple[object, ...]:
+    with connect(stack, "admin", "--direct") as connection:
+        row = connection.execute(SERVER_STATE).fetchone()
+    assert row is not None
+    assert None not in row
+    return tuple(row)
+
+
+def rows_with(connection: psycopg.Connection[Any], text: str) -> dict[str, int]:
+    """Count the rows of every table of ours that hold a text in any column."""
+    tables = connection.execute(
+        "select relname from pg_class where relnamespace = 'memharbor'::regnamespace and relkind in ('r', 'p')"
+    ).fetchall()
+    counts = {}
+    for (table,) in tables:
+        query = sql.SQL("select count(*) from memharbor.{} as t where strpos(t::text, %s) > 0")
+        ((counts[table],),) = connection.execute(query.format(sql.Identifier(table)), (text,)).fetchall()
+    return counts
 
 
 @contextmanager
@@ -130,22 +172,30 @@ def test_05_the_database_is_wrecked(stack: Stack) -> None:
 
 def test_06_a_restore_that_cannot_be_done_is_refused_and_touches_nothing(stack: Stack) -> None:
     with connect(stack, "admin", "--direct") as connection:
-        before = connection.execute("select pg_postmaster_start_time(), pg_current_wal_insert_lsn()").fetchone()
-    for arguments, code, said in (
-        (("--name", "no-such-point"), 9, "there is no restore point `no-such-point`"),
-        (("--at", "2020-01-01T00:00:00Z"), 9, "the first one ended at"),
-        (("--at", "2020-01-01"), 2, "has no time zone"),
-        (("--at", "2999-01-01T00:00:00Z"), 2, "lies in the future"),
-        (("--at", "2020-01-01T00:00:00Z", "--name", POINT), 2, "exclude each other"),
-    ):
-        done = stack.memharbor("restore", *arguments, "--yes", check=False)
-        assert (done.returncode, said in done.stderr) == (code, True), done.stderr
-    assert "needs a confirmation" in stack.memharbor("restore", "--name", POINT, check=False).stderr
-    with connect(stack, "admin", "--direct") as connection:
-        after = connection.execute("select pg_postmaster_start_time(), pg_current_wal_insert_lsn()").fetchone()
-    assert before is not None
-    assert after is not None
-    assert after[0] == before[0], "the server was restarted by a refused restore"
+        connection.execute(
+            "create table public.witness as select number, md5(number::text) from generate_series(1, 5000) number"
+        )
+    state, backups = server_state(stack), stack.json("backup", "list")
+    started = {name: attrs["State"]["StartedAt"] for name, attrs in containers_of(stack).items()}
+    with waiting_client(stack) as waits:
+        for arguments, code, said in (
+            (("--name", "no-such-point"), 9, "there is no restore point `no-such-point`"),
+            (("--at", "2020-01-01T00:00:00Z"), 9, "the first one ended at"),
+            (("--at", "2020-01-01"), 2, "has no time zone"),
+            (("--at", "2999-01-01T00:00:00Z"), 2, "lies in the future"),
+            (("--at", "2020-01-01T00:00:00Z", "--name", POINT), 2, "exclude each other"),
+        ):
+            done = stack.memharbor("restore", *arguments, "--yes", check=False)
+            assert (done.returncode, said in done.stderr) == (code, True), done.stderr
+        done = stack.memharbor("restore", "--name", POINT, check=False)
+        assert (done.returncode, "needs a confirmation" in done.stderr) == (2, True), done.stderr
+    assert server_state(stack) == state
+    assert stack.json("backup", "list") == backups
+    assert {name: attrs["State"]["StartedAt"] for name, attrs in containers_of(stack).items()} == started
+    # The pool answered all along, and lets new clients in.
+    assert len(waits) > 10
+    with connect(stack, "service") as connection:
+        assert connection.execute("select 1").fetchone() == (1,)
 
 
 def test_07_the_restore_to_the_named_point_brings_every_row_back(stack: Stack) -> None:
@@ -182,7 +232,18 @@ def test_09_mem0_answers_again(stack: Stack) -> None:
     variables = stack.json("stack", "env")
     stack.run("python", "examples/quickstart.py", **variables)
     stack.memharbor("validate")
-    assert user_hashes(stack) == story["hashes"], "validate and the quickstart leave nothing behind"
+    assert user_hashes(stack) == story["hashes"], "validate and the quickstart touch no other user's memories"
+    with connect(stack, "admin", "--direct") as connection:
+        left = rows_with(connection, PROBE_PREFIX)
+        assert set(left) >= {"memories", "entities", "memory_relationships", "memory_history"}
+        assert set(left.values()) == {0}, f"validate left rows behind: {left}"
+        # The question itself can find something.
+        with connection.transaction(force_rollback=True):
+            connection.execute(
+                "insert into memharbor.memories (payload) values (jsonb_build_object('user_id', %s::text, 'data', 'x'))",
+                (f"{PROBE_PREFIX}control",),
+            )
+            assert rows_with(connection, PROBE_PREFIX)["memories"] == 1
 
 
 def test_10_a_second_up_and_playbook_change_nothing(stack: Stack) -> None:
@@ -228,25 +289,118 @@ def test_13_an_idle_database_is_restored_to_a_moment(stack: Stack) -> None:
     assert user_hashes(stack) == story["hashes"]
 
 
-def test_14_no_secret_is_seen_in_arguments_environment_logs_or_state(stack: Stack) -> None:
-    import docker
+def test_14_a_stack_that_was_down_has_all_its_data(stack: Stack) -> None:
+    command = ("pulumi", "destroy", "--yes", "--skip-preview", "--exclude-protected", "--stack", stack.name)
+    assert " ".join(command) in stack.run("make", "-n", "down", f"STACK={stack.name}").stdout
+    begun_at = time.monotonic()
+    stack.run(*command)
+    assert containers_of(stack) == {}
+    with closing(docker.from_env()) as client:
+        kept = {v.name for v in client.volumes.list(filters={"label": f"memharbor.stack={stack.name}"})}
+    assert kept >= {f"{stack.name}-postgres-0", f"{stack.name}-backup-store-0"}
+    stack.up()
+    story["down_and_up_seconds"] = round(time.monotonic() - begun_at, 1)
+    assert user_hashes(stack) == story["hashes"]
+    done = stack.playbook()
+    assert re.search(r"changed=0\b.*failed=0\b", done.stdout), done.stdout
+    assert len(stack.json("backup", "list")) == 2
+    stack.memharbor("validate")
 
-    secrets = [psycopg.conninfo.conninfo_to_dict(stack.dsn(role, "--direct"))["password"] for role in ("admin", "app")]
-    client = docker.from_env()
-    containers = client.containers.list(all=True, filters={"label": f"memharbor.stack={stack.name}"})
-    assert len(containers) >= 3
-    seen = [json.dumps(container.attrs) + container.logs().decode(errors="replace") for container in containers]
-    seen += [json.dumps(c.top(ps_args="-eo pid,args")["Processes"]) for c in containers if c.status == "running"]
-    state = stack.environ["PULUMI_BACKEND_URL"].removeprefix("file://")
-    from pathlib import Path
 
-    seen += [path.read_text(errors="replace") for path in Path(state).rglob("*.json*")]
-    seen += [(ROOT / f"Pulumi.{stack.name}.yaml").read_text()]
-    for secret in secrets:
-        assert not any(secret in text for text in seen)
+def secrets_of(stack: Stack) -> dict[str, str]:
+    """Everything that is secret of the stack, by a name that may be said."""
+    held = parse_secrets(stack.run("pulumi", "config", "get", "memharbor:secrets", "--stack", stack.name).stdout)
+    found = {f"password of {role}": password for role, password in held.passwords.items()}
+    found |= {f"key {name} of the store": key for name, key in held.store_secrets.items()}
+    found["passphrase of the repository"] = held.repository_passphrase
+    found["passphrase of the config"] = Path(stack.environ["PULUMI_CONFIG_PASSPHRASE_FILE"]).read_text()
+    for name, pair in {"the CA": held.authority, **held.certificates}.items():
+        # Line by line: wherever it stands, its line ends may be spelled in another way.
+        lines = [line for line in pair.key.splitlines() if len(line) > 40 and not line.startswith("-----")]
+        found |= {f"private key of {name}, line {number}": line for number, line in enumerate(lines)}
+    assert min(map(len, found.values())) > 20
+    return found
 
 
-def test_15_figures_are_said(stack: Stack, record_testsuite_property: Callable[[str, object], None]) -> None:
+def said_by_commands(stack: Stack) -> Iterator[tuple[str, str]]:
+    name = ("--stack", stack.name)
+    for command in (
+        ("ansible-playbook", "ansible/playbooks/site.yml", "--diff", "-vvv"),
+        ("memharbor", "stack", "init"),
+        ("memharbor", "stack", "show"),
+        ("memharbor", "stack", "inventory"),
+        ("memharbor", "settings", "show"),
+        ("memharbor", "schema", "history"),
+        ("memharbor", "status"),
+        ("memharbor", "doctor"),
+        ("memharbor", "validate"),
+        ("memharbor", "backup", "list"),
+        ("pulumi", "stack", "output", "--json", *name),
+        ("pulumi", "stack", "export", *name),
+        ("pulumi", "config", *name),
+        ("pulumi", "preview", "--diff", *name),
+    ):
+        done = stack.run(*command)
+        yield f"`{' '.join(command)}`", done.stdout + done.stderr
+        if command[0] == "memharbor":
+            yield f"`{' '.join(command)} --output json`", stack.run(*command, "--output", "json").stdout
+
+
+def said_by_containers(stack: Stack) -> Iterator[tuple[str, str]]:
+    with closing(docker.from_env()) as client:
+        found = client.containers.list(all=True, filters={"label": f"memharbor.stack={stack.name}"})
+        for container in found:
+            yield f"`docker inspect {container.name}`", json.dumps(container.attrs)
+            if container.attrs["HostConfig"]["RestartPolicy"]["Name"] != "no":
+                yield f"`docker logs {container.name}`", container.logs().decode(errors="replace")
+            if container.status == "running":
+                yield (
+                    f"arguments of the processes in {container.name}",
+                    json.dumps(container.top(ps_args="-eo pid,args")["Processes"]),
+                )
+    with connect(stack, "admin", "--direct") as connection:
+        connection.execute("select pg_stat_clear_snapshot()")
+        queries = connection.execute("select query from pg_stat_activity").fetchall()
+    yield "pg_stat_activity", "\n".join(query or "" for (query,) in queries)
+
+
+def said_in_files(stack: Stack) -> Iterator[tuple[str, str]]:
+    state = Path(stack.environ["PULUMI_BACKEND_URL"].removeprefix("file://"))
+    for path in [*state.rglob("*"), ROOT / f"Pulumi.{stack.name}.yaml", *(ROOT / ".memharbor" / stack.name).rglob("*")]:
+        if path.is_file():
+            content = path.read_bytes()
+            content = gzip.decompress(content) if path.suffix == ".gz" else content
+            yield str(path), content.decode(errors="replace")
+
+
+def test_15_no_secret_is_seen_in_arguments_environment_logs_or_state(stack: Stack) -> None:
+    held = secrets_of(stack)
+    assert len(held) > 9 + 3 + 2 + 4
+    # Its logs begin with the last `up`: restores and backups, too, are to have been said.
+    stack.memharbor("backup", "create")
+    # A server that writes every statement down, and a password that the playbook has to set.
+    with connect(stack, "admin", "--direct") as connection:
+        connection.execute("alter role postgres set log_statement = 'all'")
+        connection.execute("alter role memharbor_app password 'drifted'")
+    try:
+        said = [*said_by_commands(stack), *said_by_containers(stack), *said_in_files(stack)]
+    finally:
+        with connect(stack, "admin", "--direct") as connection:
+            connection.execute("alter role postgres reset log_statement")
+    places = dict(said)
+    assert re.search("(?i)alter role .*memharbor_app.* password", places[f"`docker logs {stack.name}-postgres-0`"])
+    with connect(stack, "app") as connection:
+        assert connection.execute("select 1").fetchone() == (1,)
+    assert any(path.endswith(f"/{stack.name}.json") and "memharbor:" in text for path, text in said), "no state file"
+    empty = [place for place, text in said if not text.strip() and place.startswith("`memharbor")]
+    assert empty == []
+    seen = [f"{name} in {place}" for place, text in said for name, secret in held.items() if secret in text]
+    assert seen == []
+    # And what is looked for is what is really used.
+    assert held["password of app"] in stack.dsn("app")
+
+
+def test_16_figures_are_said(stack: Stack, record_testsuite_property: Callable[[str, object], None]) -> None:
     """Into the JUnit report and the terminal; nothing is asserted of a time."""
     with connect(stack, "admin", "--direct") as connection:
         size = connection.execute("select pg_size_pretty(pg_database_size(current_database()))").fetchone()

@@ -171,23 +171,18 @@ def test_a_lost_data_directory_is_restored_over_the_new_empty_cluster(stack: Sta
 
 def test_ctrl_c_while_the_pool_is_paused_lets_the_clients_go_on(stack: Stack) -> None:
     name_point(stack, "impatient")
+    command = ["memharbor", "restore", "--name", "impatient", "--yes"]
     with psycopg.connect(stack.dsn("service")) as holder:
         holder.execute("select 1")  # an open transaction, for which the pause waits
-        restore = subprocess.Popen(
-            ["memharbor", "restore", "--name", "impatient", "--yes"],
-            cwd=ROOT,
-            env=stack.environ,
-            stderr=subprocess.PIPE,
-            text=True,
-        )
-        assert restore.stderr is not None
-        for line in restore.stderr:
-            if line.startswith("Pause the pool"):
-                break
-        time.sleep(1)
-        restore.send_signal(signal.SIGINT)
-        said = restore.stderr.read()
-        assert restore.wait(timeout=60) == 130, said
+        with subprocess.Popen(command, cwd=ROOT, env=stack.environ, stderr=subprocess.PIPE, text=True) as restore:
+            assert restore.stderr is not None
+            for line in restore.stderr:
+                if line.startswith("Pause the pool"):
+                    break
+            time.sleep(1)
+            restore.send_signal(signal.SIGINT)
+            said = restore.stderr.read()
+        assert restore.returncode == 130, said
         holder.execute("select 2")
     with psycopg.connect(stack.dsn("app"), connect_timeout=20) as connection:
         assert connection.execute("select 1").fetchone() == (1,)

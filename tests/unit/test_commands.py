@@ -8,6 +8,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
+import click
 import pytest
 
 from memharbor import commands, errors
@@ -53,6 +54,60 @@ def test_an_interruption_ends_with_130(monkeypatch: pytest.MonkeyPatch) -> None:
     assert caught.value.code == 130
 
 
+@pytest.mark.parametrize(
+    ("raised", "code", "said"),
+    [
+        (click.Abort(), 1, "aborted\n"),
+        (KeyboardInterrupt(), 130, "interrupted\n"),
+    ],
+)
+def test_a_declined_question_is_an_aborted_prompt_and_ctrl_c_an_interruption(
+    raised: BaseException,
+    code: int,
+    said: str,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    @click.command()
+    def ask() -> None:
+        raise raised
+
+    monkeypatch.setattr(commands, "cli", ask)
+    with pytest.raises(SystemExit) as caught:
+        commands.main([])
+    assert caught.value.code == code
+    assert capsys.readouterr().err.strip() == said.strip()
+
+
+def test_ctrl_c_at_a_question_is_an_interruption(monkeypatch: pytest.MonkeyPatch) -> None:
+    def interrupt(*_: Any, **__: Any) -> str:
+        raise KeyboardInterrupt
+
+    @click.command()
+    def ask() -> None:
+        commands.confirm("Delete it?", yes=False)
+
+    monkeypatch.setattr("click.termui.visible_prompt_func", interrupt)
+    monkeypatch.setattr("sys.stdin.isatty", lambda: True, raising=False)
+    monkeypatch.setattr(commands, "cli", ask)
+    with pytest.raises(SystemExit) as caught:
+        commands.main([])
+    assert caught.value.code == 130
+
+
+def test_an_answer_of_no_is_an_aborted_prompt(monkeypatch: pytest.MonkeyPatch) -> None:
+    @click.command()
+    def ask() -> None:
+        commands.confirm("Delete it?", yes=False)
+
+    monkeypatch.setattr("click.termui.visible_prompt_func", lambda *_: "n")
+    monkeypatch.setattr("sys.stdin.isatty", lambda: True, raising=False)
+    monkeypatch.setattr(commands, "cli", ask)
+    with pytest.raises(SystemExit) as caught:
+        commands.main([])
+    assert caught.value.code == 1
+
+
 def test_an_unknown_command_or_option_is_a_usage_error_with_the_next_command() -> None:
     for arguments in (("nonsense",), ("backup", "create", "--nonsense"), ("backup", "create", "--type", "magic")):
         done = run(*arguments)
@@ -66,6 +121,29 @@ def test_a_password_in_an_argument_is_refused_and_not_repeated() -> None:
     assert done.returncode == 2
     assert "s3cret" not in done.stderr + done.stdout
     assert "MEMHARBOR_DSN" in done.stderr
+
+
+MALFORMED = "postgresql://me:pa ss%wordpiece@localhost/x"
+
+
+@pytest.mark.parametrize("arguments", [("status",), ("doctor",), ("schema", "current")])
+def test_a_malformed_dsn_is_refused_without_a_piece_of_its_password(arguments: tuple[str, ...]) -> None:
+    done = run(*arguments, "--dsn", MALFORMED)
+    assert done.returncode == 2
+    assert done.stderr.startswith("error: `--dsn` cannot be read")
+    given = run(*arguments, MEMHARBOR_DSN=MALFORMED)
+    assert given.returncode == (10 if arguments == ("doctor",) else 3)
+    for said in (done.stdout, done.stderr, given.stdout, given.stderr):
+        assert "wordpiece" not in said
+        assert "Traceback" not in said
+
+
+@pytest.mark.parametrize("command", [("schema", "apply", "--component", "tables", "--dry-run"), ("schema", "plan")])
+def test_a_dry_run_on_a_server_that_is_down_is_a_connect_error(command: tuple[str, ...]) -> None:
+    done = run(*command, MEMHARBOR_DSN="postgresql://me@127.0.0.1:1/x")
+    assert done.returncode == 4, done.stdout + done.stderr
+    assert "would run" not in done.stdout
+    assert "cannot connect to postgresql://me@127.0.0.1:1/x" in done.stderr
 
 
 def test_a_stack_that_is_not_up_is_a_config_error_that_says_how_to_bring_it_up(tmp_path: Path) -> None:

@@ -8,7 +8,15 @@ from hypothesis import strategies as st
 from pydantic import ValidationError
 
 from memharbor.errors import ConfigError
-from memharbor.settings import EMBEDDING_DIMS_MAX, Settings, load_settings, setting_fields, settings_from_environment
+from memharbor.server_files import pgbouncer
+from memharbor.settings import (
+    EMBEDDING_DIMS_MAX,
+    RESERVED_CONNECTIONS,
+    Settings,
+    load_settings,
+    setting_fields,
+    settings_from_environment,
+)
 
 
 def test_the_strongest_layer_decides_and_is_named() -> None:
@@ -52,6 +60,13 @@ def test_all_problems_are_reported_at_once_with_their_origin() -> None:
 def test_what_does_not_fit_is_refused(wrong: dict[str, object], said: str) -> None:
     with pytest.raises(ConfigError, match=said):
         load_settings(("test", wrong))
+
+
+def test_the_pools_leave_the_connections_that_are_reserved() -> None:
+    assert pgbouncer.RESERVED_CONNECTIONS == RESERVED_CONNECTIONS
+    Settings(max_connections=30 + RESERVED_CONNECTIONS)
+    with pytest.raises(ValidationError, match="max_connections"):
+        Settings(max_connections=30 + RESERVED_CONNECTIONS - 1)
 
 
 def test_settings_are_frozen() -> None:

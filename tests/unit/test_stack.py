@@ -7,6 +7,7 @@ import os
 import stat
 import sys
 from collections.abc import Iterator
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
 
@@ -28,6 +29,7 @@ from memharbor.stack import (
     read_outputs,
 )
 from memharbor.stack import outputs as stack_outputs
+from memharbor.stack.certificates import LEAF_DAYS, RENEWAL_DAYS, find_expiry
 from memharbor.stack.config import SECRETS_KEY, check_stack_name
 from memharbor.stack.init import init_stack
 from memharbor.stack.secrets import ROLE_NAMES, certificate_nodes, complete_secrets, parse_secrets
@@ -185,6 +187,28 @@ def test_another_failure_of_pulumi_is_passed_on(checkout: Path) -> None:
         provisioner.pulumi(["whoami"])
 
 
+@pytest.mark.parametrize(
+    ("said", "hinted"),
+    [
+        ("incorrect passphrase", "source .venv/bin/activate"),
+        ("passphrase must be set with PULUMI_CONFIG_PASSPHRASE", "source .venv/bin/activate"),
+        ('unable to open state directory "file:///gone": stat /gone: no such file or directory', "make setup"),
+    ],
+)
+def test_what_pulumi_needs_of_the_environment_is_hinted_at(checkout: Path, said: str, hinted: str) -> None:
+    (checkout / "bin" / "pulumi").write_text(f"#!/bin/sh\necho 'error: {said}' >&2\nexit 255\n")
+    with pytest.raises(ExternalToolError, match="error: ") as caught:
+        provisioner.read_stack_outputs("dev")
+    assert any(hinted in hint for hint in caught.value.hints)
+
+
+def test_a_secret_that_pulumi_refuses_is_not_in_the_error(checkout: Path) -> None:
+    (checkout / "bin" / "pulumi").write_text("#!/bin/sh\necho 'error: no' >&2\nexit 255\n")
+    with pytest.raises(ExternalToolError, match="error: no") as caught:
+        provisioner.set_secret("dev", SECRETS_KEY, "hunter2")
+    assert "hunter2" not in str(caught.value)
+
+
 def test_passwords_do_not_appear_where_outputs_are_shown(outputs: StackOutputs) -> None:
     assert "password of" not in repr(outputs)
 
@@ -307,6 +331,15 @@ def test_a_role_that_is_new_gets_a_password_and_the_others_keep_theirs() -> None
     assert completed.passwords["app"] == full.passwords["app"]
 
 
+def test_a_leaf_certificate_that_soon_expires_is_renewed_under_the_same_authority() -> None:
+    now = datetime(2030, 1, 1, tzinfo=UTC)
+    old = complete_secrets("dev", ["postgres-0"], now=now - timedelta(days=LEAF_DAYS - RENEWAL_DAYS + 1))
+    fresh = complete_secrets("dev", ["postgres-0"], old, now=now)
+    assert find_expiry(fresh.certificates["postgres-0"].certificate) == now + timedelta(days=LEAF_DAYS)
+    assert (fresh.authority, fresh.passwords) == (old.authority, old.passwords)
+    assert complete_secrets("dev", ["postgres-0"], fresh, now=now) is fresh
+
+
 def test_secrets_are_long_different_and_need_no_quoting() -> None:
     made = complete_secrets("dev", [])
     values = [*made.passwords.values(), *made.store_secrets.values(), made.repository_passphrase]
@@ -361,13 +394,24 @@ def test_init_again_changes_not_a_byte(checkout: Path) -> None:
     assert report.text == "stack dev: nothing to do"
 
 
-def test_init_writes_a_changed_setting_and_keeps_the_secrets(checkout: Path) -> None:
-    init_stack("dev", {"embedding_dims": "384"})
-    before = json.loads((checkout / "state.json").read_text())["dev"]
-    report = init_stack("dev", {"embedding_dims": "768"})
-    after = json.loads((checkout / "state.json").read_text())["dev"]
-    assert report.changed_settings == ("embedding_dims",)
-    assert after == before | {"memharbor:embedding_dims": "768"}
+def test_init_keeps_the_config_of_a_stack_that_exists_and_says_how_to_change_it(checkout: Path) -> None:
+    init_stack("dev", {"embedding_dims": "384", "leakproof": "true"})
+    before = (checkout / "state.json").read_bytes()
+    report = init_stack("dev", {"embedding_dims": "768", "leakproof": "1", "pool_port": "6432"})
+    assert (checkout / "state.json").read_bytes() == before
+    assert report.changed is False
+    # `1` is `true`, and 6432 is the default that the stack has.
+    assert report.kept_settings == {"embedding_dims": "pulumi config set embedding_dims 768 --stack dev"}
+    assert report.notes == [
+        "MEMHARBOR_EMBEDDING_DIMS differs from the config of stack dev, which was kept; to change it:"
+        " pulumi config set embedding_dims 768 --stack dev"
+    ]
+
+
+def test_init_refuses_a_wrong_setting_of_a_stack_that_exists(checkout: Path) -> None:
+    init_stack("dev", {})
+    with pytest.raises(ConfigError, match="pool_port"):
+        init_stack("dev", {"pool_port": "1"})
 
 
 def test_a_dry_run_of_init_says_what_it_would_do_and_does_nothing(checkout: Path) -> None:

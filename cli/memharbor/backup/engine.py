@@ -22,6 +22,8 @@ BackupType = Literal["full", "diff", "incr"]
 OnPercent = Callable[[float], None]
 
 _PERCENT = re.compile(r"(\d+(?:\.\d+)?)%\)")
+# What an engine answers for a command whose container ends before or under it.
+_CONTAINER_ENDED = (126, 137)
 _LOCK_HELD = 50  # pgBackRest error code: unable to acquire lock
 
 # `status.code` of `pgbackrest info --output=json`. Source: pgBackRest 2.60, command/info.
@@ -152,9 +154,14 @@ class BackupEngine:
         self.ensure_stanza()
         self._check(self._pgbackrest("check"), "pgbackrest check")
 
+    def segment_paths(self) -> dict[Segment, str]:
+        """Map the archived WAL segments of the present cluster to their paths below the stanza's archive."""
+        named = ((parse_segment(path.rsplit("/", 1)[-1]), path) for path in self._archive_entries())
+        return {segment: path for segment, path in named if segment is not None}
+
     def list_segments(self) -> list[Segment]:
         """List the archived WAL segments of the present cluster, in order."""
-        return sorted(filter(None, (parse_segment(path.rsplit("/", 1)[-1]) for path in self._archive_entries())))
+        return sorted(self.segment_paths())
 
     def list_live_segments(self) -> list[Segment]:
         """List the segments in the server's own pg_wal, those that are not archived yet among them."""
@@ -248,7 +255,12 @@ class BackupEngine:
 
     def _run(self, command: list[str], *, on_line: Callable[[str], None] | None = None) -> Finished:
         if self._containers.is_running(self.container):
-            return self._containers.execute(self.container, command, on_line=on_line)
+            try:
+                done = self._containers.execute(self.container, command, on_line=on_line)
+            except (ExternalToolError, StateRefusedError):
+                done = None  # it ended in between: a server that does not start is restarted again and again
+            if done is not None and done.exit_code not in _CONTAINER_ENDED:
+                return done
         return self._containers.run_job(self.container, command, on_line=on_line)
 
     def _check(self, done: Finished, what: str) -> Finished:

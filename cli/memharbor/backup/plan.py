@@ -24,22 +24,28 @@ from memharbor.backup.wal import (
 )
 from memharbor.errors import StateRefusedError, UsageError
 
-# Prints the named restore points of segments: of the server's own where it still has them, else from the archive. Runs
-# inside the container. pg_waldump fails at the end of the last record that is written, after it has said all the others.
+# Prints the named restore points of segments: of the server's own where it still has them, else from the repository.
+# Runs inside the container; its arguments are pairs of a segment and its path in the archive (`-` where it has none).
+# repo-get and not archive-get, which reads the control file of a cluster that may be broken. The server may have removed
+# or renamed its own since it was listed. pg_waldump fails at the end of the last record that is written, after it has
+# said all the others.
 _POINTS_OF_SEGMENTS = """
 set -eu
 stanza=$1; shift
 scratch=$(mktemp -d)
 trap 'rm -rf "$scratch"' EXIT
-for segment in "$@"; do
+while [ $# -gt 0 ]; do
+  segment=$1 path=$2; shift 2
   file=$PGDATA/pg_wal/$segment
   if [ ! -f "$file" ]; then
+    [ "$path" != - ] || continue
     file=$scratch/$segment
-    pgbackrest --stanza="$stanza" --no-archive-async archive-get "$segment" "$file" >&2
+    pgbackrest --stanza="$stanza" repo-get "archive/$stanza/$path" > "$file.zst"
+    zstd --quiet --decompress --force -o "$file" "$file.zst"
   fi
   echo "segment $segment"
   pg_waldump --rmgr=XLOG "$file" 2>/dev/null | grep RESTORE_POINT || true
-  rm -f "$scratch/$segment"
+  rm -f "$scratch"/*
 done
 """
 _SEGMENTS_PER_CALL = 16
@@ -202,10 +208,12 @@ def find_restore_point(
 
     Reads every segment down to the point, about a tenth of a second each. `None` where there is none.
     """
+    paths = engine.segment_paths()
     wanted = [segment for segment in reversed(segments) if (segment.number + 1) * SEGMENT_BYTES > oldest_lsn]
     for begin in range(0, len(wanted), _SEGMENTS_PER_CALL):
-        names = [segment.name for segment in wanted[begin : begin + _SEGMENTS_PER_CALL]]
-        said = engine.run_in_container(["sh", "-c", _POINTS_OF_SEGMENTS, "points", engine.stanza, *names])
+        chunk = wanted[begin : begin + _SEGMENTS_PER_CALL]
+        pairs = [part for segment in chunk for part in (segment.name, paths.get(segment, "-"))]
+        said = engine.run_in_container(["sh", "-c", _POINTS_OF_SEGMENTS, "points", engine.stanza, *pairs])
         for part in f"\n{said}".split("\nsegment ")[1:]:
             segment_name, _, waldump = part.partition("\n")
             points = parse_restore_points(int(segment_name[:8], 16), waldump)

@@ -180,7 +180,7 @@ class Restore:
         try:
             if self._query("select pg_is_in_recovery()") == "t":
                 return True
-        except ExternalToolError as exc:
+        except (ExternalToolError, StateRefusedError) as exc:
             self._output.note(f"PostgreSQL does not answer, so that this restore cannot be undone: {exc.message}")
             return False
         name = f"memharbor-before-restore-{datetime.now(UTC):%Y%m%dT%H%M%SZ}"

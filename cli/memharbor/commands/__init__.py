@@ -110,11 +110,20 @@ def dsn_option(command: Command) -> Command:
 def _refuse_secret(ctx: click.Context, param: click.Parameter, value: str | None) -> str | None:
     if value is None:
         return os.environ.get("MEMHARBOR_DSN") or None
+    import psycopg
     from psycopg.conninfo import conninfo_to_dict
 
     from memharbor.database import redact_dsn
 
-    if conninfo_to_dict(value).get("password"):
+    try:
+        parts = conninfo_to_dict(value)
+    except psycopg.Error:
+        # The parser quotes what it chokes on, which may be a piece of a password: neither text nor cause leaves.
+        raise UsageError(
+            "`--dsn` cannot be read as a libpq connection string",
+            hint="give a URI like `postgresql://user@host:5432/database`, with special characters percent-encoded",
+        ) from None
+    if parts.get("password") or parts.get("sslpassword"):
         raise UsageError(
             f"`--dsn {redact_dsn(value)}` holds a password, and arguments can be read by every process",
             hint=["put the whole URI into MEMHARBOR_DSN", "or the password into PGPASSWORD or a PGPASSFILE"],
@@ -162,9 +171,13 @@ def main(arguments: list[str] | None = None) -> None:
         if isinstance(exc, click.UsageError) and exc.ctx is not None:
             sys.stderr.write(f"hint: run `{exc.ctx.command_path} --help`\n")
         sys.exit(UsageError.exit_code)
-    except (click.Abort, KeyboardInterrupt):
-        sys.stderr.write("interrupted\n")
-        sys.exit(INTERRUPTED_EXIT_CODE)
+    except (click.Abort, KeyboardInterrupt) as exc:
+        # Click turns Ctrl-C into Abort too; a question that was answered with no, or by nobody, has no such origin.
+        if isinstance(exc, KeyboardInterrupt) or isinstance(exc.__cause__ or exc.__context__, KeyboardInterrupt):
+            sys.stderr.write("interrupted\n")
+            sys.exit(INTERRUPTED_EXIT_CODE)
+        sys.stderr.write("aborted\n")
+        sys.exit(MemharborError.exit_code)
     except MemharborError as exc:
         sys.stderr.write(f"error: {exc.message}\n" + "".join(f"hint: {hint}\n" for hint in exc.hints))
         sys.exit(exc.exit_code)

@@ -97,18 +97,24 @@ def _settings_to_render(output: Output, stack: str, dsn: str | None, dimensions:
 @common_options
 def plan(output: Output, stack: str, dsn: str | None, components: tuple[str, ...], exit_code: bool) -> int:
     """
-    Show what `schema apply` would do, and change nothing.
+    Show which steps `schema apply` would run, and change nothing.
+
+    Roles, the database itself and users' vector indexes are no steps: `schema apply --dry-run` shows them too.
 
     \b
     Example:
       memharbor schema plan --exit-code
     """
+    from contextlib import nullcontext
+
     from memharbor import schema as library
     from memharbor.errors import ChangesPendingError
+    from memharbor.rollout import connect_if_exists
     from memharbor.target import find_target
 
     target = find_target(stack, dsn)
-    with closing(_connect(target)) as connection:
+    connection = connect_if_exists(target)
+    with nullcontext() if connection is None else closing(connection):
         steps = library.plan(connection, target.settings, components=components or None)
     rows = [
         {"step": item.name, "component": item.step.component, "state": item.state, "reason": item.reason}
@@ -146,7 +152,7 @@ def apply(
         changes += _apply_steps(output, target, ledgered or None, adopt_drift=adopt_drift, dry_run=dry_run)
     if not components or "indexes" in components:
         changes += _apply_tenant_indexes(output, target, dry_run=dry_run)
-    output.table(changes, ["component", "change"], empty="nothing changed")
+    _say(output, changes, dry_run=dry_run)
 
 
 @schema.command()
@@ -167,7 +173,25 @@ def upgrade(output: Output, stack: str, dsn: str | None, dry_run: bool) -> None:
     from memharbor.target import find_target
 
     changes = _apply_steps(output, find_target(stack, dsn), None, adopt_drift=False, dry_run=dry_run)
-    output.table(changes, ["component", "change"], empty="nothing changed")
+    _say(output, changes, dry_run=dry_run)
+
+
+def _say(output: Output, changes: list[dict[str, str]], *, dry_run: bool) -> None:
+    if dry_run:
+        changes = [{**row, "change": foretell(row["change"])} for row in changes]
+    output.table(changes, ["component", "change"], empty="nothing would change" if dry_run else "nothing changed")
+
+
+def foretell(change: str) -> str:
+    """
+    Say of a change that it would be.
+
+    >>> foretell("role memharbor_app was added"), foretell("table memharbor.was is gone")
+    ('role memharbor_app would be added', 'table memharbor.was would be gone')
+    """
+    import re
+
+    return re.sub(r" (?:was|is) (?=(?:added|changed|gone|given its password)$)", " would be ", change)
 
 
 def _connect(target: Target) -> psycopg.Connection[Any]:
@@ -193,16 +217,13 @@ def _apply_steps(
     output: Output, target: Target, components: tuple[str, ...] | None, *, adopt_drift: bool, dry_run: bool
 ) -> list[dict[str, str]]:
     from memharbor import schema as library
-    from memharbor.errors import ConnectError
+    from memharbor.rollout import connect_if_exists
 
     def progress(item: PlannedStep, number: int, total: int) -> None:
         output.note(f"[{number}/{total}] {item.step.component}: {item.name} ({item.reason})")
 
-    try:
-        connection = _connect(target)
-    except ConnectError:
-        if not dry_run:
-            raise
+    connection = connect_if_exists(target) if dry_run else _connect(target)
+    if connection is None:
         planned = library.plan(None, target.settings, components=components)
         return [{"component": item.step.component, "change": f"step {item.name} would run"} for item in planned]
     with closing(connection):
@@ -227,21 +248,20 @@ def _described(output: Output, report: ApplyReport) -> list[dict[str, str]]:
 
 def _apply_tenant_indexes(output: Output, target: Target, *, dry_run: bool) -> list[dict[str, str]]:
     from memharbor import schema as library
-    from memharbor.errors import ConnectError, StateRefusedError
+    from memharbor.rollout import connect_if_exists
 
-    def progress(verb: str, user_id: str, number: int, total: int) -> None:
-        output.note(f"[{number}/{total}] {verb} the vector index of user `{user_id}`")
+    def progress(verb: str, index_name: str, number: int, total: int) -> None:
+        output.note(f"[{number}/{total}] {verb} the vector index {index_name}")
 
-    try:
-        with closing(_connect(target)) as connection:
-            report = library.tenant_indexes(connection, target.settings, dry_run=dry_run, progress=progress)
-    except (ConnectError, StateRefusedError):
-        if not dry_run:
-            raise
+    connection = connect_if_exists(target) if dry_run else _connect(target)
+    if connection is None:
         return []
-    made = [f"vector index of user `{index.user_id}` ({index.row_count:,} rows) was added" for index in report.created]
-    gone = [f"vector index of user `{index.user_id}` is gone" for index in report.dropped]
-    return [{"component": "indexes", "change": change} for change in made + gone]
+    with closing(connection):
+        report = library.tenant_indexes(connection, target.settings, dry_run=dry_run, progress=progress)
+    made = [f"vector index {index.index_name} of {index.row_count:,} rows was added" for index in report.created]
+    gone = [f"vector index {index.index_name} is gone" for index in report.dropped]
+    left = [f"invalid index {name} is gone" for name in report.repaired]
+    return [{"component": "indexes", "change": change} for change in left + made + gone]
 
 
 @schema.command()
@@ -266,7 +286,7 @@ def verify(output: Output, stack: str, dsn: str | None) -> int:
 
     target = find_target(stack, dsn)
     with closing(_connect(target)) as connection:
-        findings = library.verify(connection, target.settings)
+        findings = library.verify(connection, target.settings, connect=lambda database: target.connect(dbname=database))
     rows = [asdict(finding) for finding in findings]
     output.table(rows, ["kind", "message", "hint"], empty="everything is as it was rolled out")
     return VerificationError.exit_code if findings else 0

@@ -24,7 +24,10 @@ def init(output: Output, stack: str, dry_run: bool) -> None:
     """
     Create a stack's config with its secrets and certificates; again, it changes nothing.
 
-    `MEMHARBOR_*` variables become the config of a new stack.
+    Run it again, and then `pulumi up`, to renew certificates: those that end within 60 days are made anew.
+
+    `MEMHARBOR_*` variables become the config of a new stack: also those that `stack env` of another one has set. The
+    config of a stack that exists is kept; where a variable differs, the `pulumi config set` command is named.
 
     \b
     Example:
@@ -34,6 +37,8 @@ def init(output: Output, stack: str, dry_run: bool) -> None:
     from memharbor.stack.init import init_stack
 
     report = init_stack(stack, settings_from_environment(os.environ), dry_run=dry_run)
+    for note in report.notes:
+        output.note(note)
     output.result(report.as_data(), report.text)
 
 
@@ -106,6 +111,8 @@ def dsn(output: Output, role: str, direct: bool, read_only: bool, session: bool,
 def env(output: Output, stack: str) -> None:
     """
     Print `export` lines with which programs connect, passwords included.
+
+    MEMHARBOR_EMBEDDING_DIMS is among them, for the programs: a new stack made in the same shell would get these dims too.
 
     \b
     Example:

@@ -12,9 +12,9 @@ from memharbor.schema.fingerprint import Difference, describe_catalog, differenc
 from memharbor.schema.ledger import HistoryEntry
 from memharbor.schema.migrations import COMPONENTS, Step, context, load_steps
 from memharbor.schema.render import render_script
-from memharbor.schema.roles import MAINTENANCE_DATABASE, RolesReport, apply_roles, ensure_database
+from memharbor.schema.roles import RolesReport, apply_roles, ensure_database
 from memharbor.schema.tenants import TenantIndexReport, tenant_indexes
-from memharbor.schema.verification import Finding, current, history, verify
+from memharbor.schema.verification import MAINTENANCE_DATABASE, Finding, current, history, verify
 
 __all__ = [
     "COMPONENTS",

@@ -15,17 +15,16 @@ import psycopg
 from psycopg import conninfo
 
 from memharbor.database import Connection, run_statement, transaction, translated_errors
-from memharbor.errors import ConfigError, ConnectError, StateRefusedError
+from memharbor.errors import ConfigError, StateRefusedError
 from memharbor.names import ROLES
 from memharbor.schema import ledger
 from memharbor.schema.fingerprint import Difference, describe_catalog, differences, with_differences
 from memharbor.schema.passwords import encrypt_password, matches
 from memharbor.schema.sessions import session
 from memharbor.schema.statements import split_statements
+from memharbor.schema.verification import MAINTENANCE_DATABASE
 from memharbor.settings import Settings
 from memharbor.templates import render
-
-MAINTENANCE_DATABASE = "postgres"
 
 Connect = Callable[[str], Connection]
 
@@ -65,7 +64,7 @@ def apply_roles(
             changes = differences(before, describe_catalog(connection))
             renewed = _renew_passwords(connection, wanted)
         if changes and not dry_run:
-            _tell_ledger(connect, settings, changes)
+            _tell_ledger(connection, connect, settings, changes)
         details = [str(change) for change in changes] + [f"role {role} was given its password" for role in renewed]
         return RolesReport(bool(details), tuple(details), tuple(dict.fromkeys(notices)), changes, dry_run)
 
@@ -118,14 +117,15 @@ def _can_log_in(connection: Connection, role: str, password: str) -> bool:
     return True
 
 
-def _tell_ledger(connect: Connect, settings: Settings, changes: tuple[Difference, ...]) -> None:
+def _tell_ledger(
+    maintenance: Connection, connect: Connect, settings: Settings, changes: tuple[Difference, ...]
+) -> None:
     """Let the database's record of its catalog know, or its next verification would call this drift."""
     shared = tuple(change for change in changes if change.key.startswith(("role ", "settings memharbor_")))
-    try:
-        connection = connect(settings.database)
-    except ConnectError:
+    query = "select from pg_catalog.pg_database where datname = %s"
+    if maintenance.execute(query, (settings.database,)).fetchone() is None:
         return  # there is no database yet
-    with closing(connection), session(connection):
+    with closing(connect(settings.database)) as connection, session(connection):
         recorded = ledger.read_recorded_catalog(connection)
         if recorded is not None and shared:
             ledger.record_catalog(connection, with_differences(recorded, shared))

@@ -117,14 +117,16 @@ def tenant_indexes(
     Args:
         connection: Straight to the database, as its administrator.
         settings: The configuration: threshold, limit and index parameters.
-        dry_run: Say what would be done and change nothing.
-        progress: Called before each index with `create` or `drop`, the user, the number and how many there are.
+        dry_run: Say what would be done and change nothing; where the schema is missing, that is nothing.
+        progress: Called before each index with `create` or `drop`, its name, the number and how many there are.
 
     Raises:
         StateRefusedError: The schema is not rolled out, or another roll-out is running.
         DatabaseError: A statement was refused.
     """
     with session(connection), ledger.advisory_lock(connection):
+        if dry_run and not _is_rolled_out(connection):
+            return TenantIndexReport((), (), (), (), (), dry_run)
         _refuse_missing_schema(connection)
         invalid = _read_invalid(connection) if dry_run else drop_invalid_indexes(connection)
         counts = _count_rows(connection, settings)
@@ -155,9 +157,11 @@ def _carry_out(connection: Connection, settings: Settings, choice: TenantChoice,
     work = [("drop", user) for user in choice.drop] + [("create", user) for user in choice.create]
     with concurrent_session(connection):
         for number, (verb, user) in enumerate(work, start=1):
-            progress(verb, user, number, len(work))
-            variables = {**context(settings), "index_name": index_name(user), "user_id": user}
-            with translated_errors(f"{verb} the vector index of user `{user}`"):
+            # The id of a user is the user's own data: progress and errors name the index, not whom it is for.
+            name = index_name(user)
+            progress(verb, name, number, len(work))
+            variables = {**context(settings), "index_name": name, "user_id": user}
+            with translated_errors(f"{verb} the vector index `{name}`"):
                 for statement in split_statements(render(f"tenant/{verb}_index.sql", variables)):
                     run_statement(connection, statement)
         if work:
@@ -167,9 +171,12 @@ def _carry_out(connection: Connection, settings: Settings, choice: TenantChoice,
 
 
 def _refuse_missing_schema(connection: Connection) -> None:
-    applied = ledger.read_applied(connection)
-    if not any(step.component == "policies" for step in applied.values()):
+    if not _is_rolled_out(connection):
         raise StateRefusedError("the schema is not rolled out to this database", hint="memharbor schema apply")
+
+
+def _is_rolled_out(connection: Connection) -> bool:
+    return any(step.component == "policies" for step in ledger.read_applied(connection).values())
 
 
 def _read_invalid(connection: Connection) -> tuple[str, ...]:

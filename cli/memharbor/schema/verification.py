@@ -4,6 +4,8 @@ Check a database against what was rolled out: verify twins, the ledger, and the 
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
@@ -19,6 +21,9 @@ from memharbor.settings import Settings
 from memharbor.templates import render
 
 _ROLES_VERIFY = "roles/1_roles.verify.sql"
+_REWIND_VERIFY = "roles/2_rewind.verify.sql"
+# Grants on functions of pg_catalog are of one database, and pg_rewind connects to this one.
+MAINTENANCE_DATABASE = "postgres"
 
 
 @dataclass(frozen=True)
@@ -36,13 +41,21 @@ class Finding:
     hint: str
 
 
-def verify(connection: Connection, settings: Settings, *, root: Path | None = None) -> list[Finding]:
+def verify(
+    connection: Connection,
+    settings: Settings,
+    *,
+    connect: Callable[[str], Connection] | None = None,
+    root: Path | None = None,
+) -> list[Finding]:
     """
     Check everything and report what is wrong; an empty list is good.
 
     Args:
         connection: Straight to the database, as its administrator.
         settings: The configuration that is rolled out.
+        connect: Opens a connection to a named database of the server, as its administrator; without it, what the roles
+            need outside of this database is not looked at.
         root: Where the templates are.
     """
     findings = []
@@ -56,12 +69,26 @@ def verify(connection: Connection, settings: Settings, *, root: Path | None = No
         message = _run_twin(connection, sql)
         if message is not None:
             findings.append(Finding("missing", name, message, f"memharbor schema apply --component {component}"))
+    if connect is not None and _is_superuser(connection):
+        findings += _verify_rewind(connect, root)
     recorded = ledger.read_recorded_catalog(connection)
     if recorded is not None:
         for difference in differences(recorded, describe_catalog(connection)):
             hint = "memharbor schema apply repairs it; where it was meant, add `--adopt-drift`"
             findings.append(Finding("drift", difference.key, f"{difference} outside Memharbor", hint))
     return findings
+
+
+def _is_superuser(connection: Connection) -> bool:
+    with translated_errors("verify"), transaction(connection):
+        row = connection.execute("select rolsuper from pg_catalog.pg_roles where rolname = current_user").fetchone()
+    return row is not None and bool(row[0])
+
+
+def _verify_rewind(connect: Callable[[str], Connection], root: Path | None) -> list[Finding]:
+    with closing(connect(MAINTENANCE_DATABASE)) as connection:
+        message = _run_twin(connection, render(_REWIND_VERIFY, {}, root=root))
+    return [Finding("missing", "rewind", message, "memharbor schema apply --component roles")] if message else []
 
 
 def _run_twin(connection: Connection, sql: str) -> str | None:

@@ -22,6 +22,8 @@ from pydantic import BaseModel, ConfigDict, Field
 
 AUTHORITY_DAYS = 3652
 LEAF_DAYS = 730
+# How long before its end a leaf certificate is renewed.
+RENEWAL_DAYS = 60
 # Clocks of hosts differ; a certificate that is valid only from now on is refused by one that runs a little late.
 CLOCK_SKEW = timedelta(minutes=10)
 COMMON_NAME_LENGTH_MAX = 64

@@ -1,7 +1,7 @@
 """
 Everything on a Docker engine that carries a stack's label, data volumes included.
 
-Only `destroy_stack` uses it: Pulumi forgets data volumes and never deletes them.
+`destroy_stack` removes it, since Pulumi forgets data volumes and never deletes them; `doctor` asks who holds a port.
 """
 
 from __future__ import annotations
@@ -68,3 +68,26 @@ class StackResources:
             + [("volume", volume) for volume in volumes]
             + [("network", network) for network in networks]
         )
+
+
+def find_port_holder(port: int) -> tuple[str, str] | None:
+    """
+    Find who of ours has published a port of the engine's host.
+
+    Returns:
+        The stack and its container; `None` where it is none of ours, or no engine answers.
+    """
+    from docker.client import DockerClient
+    from docker.errors import DockerException
+
+    try:
+        containers = DockerClient.from_env(timeout=30, use_ssh_client=True).containers.list(
+            filters={"label": "memharbor.stack"}
+        )
+    except DockerException:
+        return None
+    for container in containers:
+        published = [entry for entries in container.ports.values() for entry in entries or ()]
+        if any(entry["HostPort"] == str(port) for entry in published):
+            return container.labels["memharbor.stack"], str(container.name)
+    return None

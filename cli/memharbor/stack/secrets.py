@@ -3,21 +3,22 @@ What a stack keeps secret: one password per role, the keys of the backup store, 
 
 Pure but for the operating system's random source. Generated once by `memharbor.stack.init`, kept encrypted in the
 stack's config under `memharbor:secrets`, read by the stack's program. A later version that needs more completes what
-is there and never replaces it: a new password or CA would lock out what runs.
+is there and never replaces it: a new password or CA would lock out what runs. A leaf certificate that soon expires is
+renewed under the same CA.
 """
 
 from __future__ import annotations
 
 import secrets
 from collections.abc import Iterable, Sequence
-from datetime import datetime
+from datetime import UTC, datetime, timedelta
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from memharbor.errors import ConfigError
 from memharbor.names import ROLE_NAMES as ROLE_NAMES
 from memharbor.settings import Settings
-from memharbor.stack.certificates import KeyPair, create_authority, create_leaf
+from memharbor.stack.certificates import RENEWAL_DAYS, KeyPair, create_authority, create_leaf, find_expiry
 
 # Access keys of the backup store: `root` stays inside the store, `custodian` owns the bucket, `pgbackrest` may write
 # and delete but not delete versions.
@@ -88,7 +89,7 @@ def complete_secrets(
     stack: str, nodes: Sequence[str], existing: StackSecrets | None = None, *, now: datetime | None = None
 ) -> StackSecrets:
     """
-    Generate what is missing and keep what is there.
+    Generate what is missing, renew leaf certificates that end within `RENEWAL_DAYS`, and keep what is there.
 
     Args:
         stack: Name of the stack, part of the certificates' names.
@@ -97,7 +98,7 @@ def complete_secrets(
         now: Instant from which new certificates are valid, aware UTC.
 
     Returns:
-        `existing` itself where nothing is missing.
+        `existing` itself where nothing is missing or ends soon.
     """
     if existing is None:
         existing = StackSecrets(
@@ -116,11 +117,15 @@ def complete_secrets(
             | {
                 node: create_leaf(existing.authority, certificate_names(stack, node), now=now)
                 for node in nodes
-                if node not in existing.certificates
+                if node not in existing.certificates or _ends_soon(existing.certificates[node], now)
             },
         }
     )
     return existing if completed == existing else completed
+
+
+def _ends_soon(pair: KeyPair, now: datetime | None) -> bool:
+    return find_expiry(pair.certificate) - (now or datetime.now(UTC)) < timedelta(days=RENEWAL_DAYS)
 
 
 def parse_secrets(text: str) -> StackSecrets:

@@ -47,7 +47,9 @@ def check_extension(probe: Probe) -> str:
 def check_tables(probe: Probe) -> str:
     """Compare everything that was rolled out with what is there, and look as Mem0 looks."""
     with closing(connect(probe.context.admin_dsn, autocommit=True)) as connection:
-        findings = schema.verify(connection, probe.context.settings)
+        findings = schema.verify(
+            connection, probe.context.settings, connect=lambda name: connect(probe.context.admin_dsn, dbname=name)
+        )
     if findings:
         more = f" (and {len(findings) - 1} more)" if len(findings) > 1 else ""
         raise CheckError(findings[0].message + more, findings[0].hint)
