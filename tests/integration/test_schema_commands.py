@@ -5,7 +5,7 @@ from __future__ import annotations
 import functools
 import json
 from collections.abc import Iterator
-from contextlib import closing
+from contextlib import closing, contextmanager
 
 import pytest
 from click.testing import CliRunner, Result
@@ -16,6 +16,7 @@ from memharbor.commands import cli
 from memharbor.database import connect
 from memharbor.errors import StateRefusedError
 from memharbor.schema import ledger
+from memharbor.schema.tenants import index_name
 from memharbor.status import take_status
 from memharbor.target import find_target
 from tests.memory_database import Server
@@ -38,6 +39,15 @@ def add_memories(server: Server, database: str, count: int) -> None:
         )
 
 
+@contextmanager
+def whole_database(server: Server) -> Iterator[str]:
+    """Make a copy that has its own name in its settings, so that nothing differs."""
+    with scratch_database(server) as name:
+        with closing(admin_connection(server, name)) as connection:
+            schema.apply(connection, settings_for(name), components=["settings"])
+        yield name
+
+
 def test_a_dry_run_before_the_database_exists_tells_every_step_as_what_would_be(server: Server) -> None:
     apply_roles(server)
     done = run(server.admin_dsn("schema_nowhere"), "schema", "apply", "--dry-run", "--output", "json")
@@ -46,8 +56,8 @@ def test_a_dry_run_before_the_database_exists_tells_every_step_as_what_would_be(
     assert "database schema_nowhere would be added" in changes
     assert "step 0001_memories would run" in changes
     assert all(" would " in change for change in changes)
-    planned = run(server.admin_dsn("schema_nowhere"), "schema", "plan", "--exit-code")
-    assert planned.exit_code == 11
+    planned = run(server.admin_dsn("schema_nowhere"), "schema", "plan", "--output", "json")
+    assert {row["state"] for row in json.loads(planned.stdout)} == {"pending"}
 
 
 def test_a_dry_run_tells_differences_as_what_would_be(server: Server) -> None:
@@ -71,23 +81,24 @@ def test_a_dry_run_does_not_hide_that_another_roll_out_runs(server: Server, monk
 
 
 def test_users_are_not_named_where_their_indexes_are(server: Server) -> None:
-    with scratch_database(server) as name:
+    with whole_database(server) as name:
         add_memories(server, name, 20)
-        threshold = {"MEMHARBOR_TENANT_INDEX_THRESHOLD_ROWS": "10"}
         arguments = ("schema", "apply", "--component", "indexes")
+        said = []
         for options in (["--dry-run"], [], ["--dry-run"]):
-            done = run(server.admin_dsn(name), *arguments, *options, **threshold)
+            done = run(server.admin_dsn(name), *arguments, *options, MEMHARBOR_TENANT_INDEX_THRESHOLD_ROWS="10")
             assert done.exit_code == 0, done.output
             assert USER not in done.output
-            if options and "nothing" not in done.output:
-                assert "of 20 rows would be added" in done.output
-        assert "nothing would change" in done.output
+            said.append(done.output)
+        assert "of 20 rows would be added" in said[0]
+        assert f"[1/1] create the vector index {index_name(USER)}" in said[1]
+        assert "nothing would change" in said[2]
 
 
 def test_the_grants_of_rewind_in_database_postgres_are_verified(server: Server) -> None:
     function = "pg_catalog.pg_read_binary_file(text)"
-    with scratch_database(server) as name, closing(admin_connection(server)) as maintenance:
-        assert run(server.admin_dsn(name), "schema", "verify").exit_code == 0
+    with whole_database(server) as name, closing(admin_connection(server)) as maintenance:
+        assert json.loads(run(server.admin_dsn(name), "schema", "verify", "--output", "json").stdout) == []
         maintenance.execute(f"revoke execute on function {function} from memharbor_rewind")
         try:
             done = run(server.admin_dsn(name), "schema", "verify", "--output", "json")
@@ -97,12 +108,12 @@ def test_the_grants_of_rewind_in_database_postgres_are_verified(server: Server) 
             ]
         finally:
             schema.apply_roles(lambda other: admin_connection(server, other), settings_for("nowhere"), {})
-        assert run(server.admin_dsn(name), "schema", "verify").exit_code == 0
+        assert json.loads(run(server.admin_dsn(name), "schema", "verify", "--output", "json").stdout) == []
 
 
 @pytest.fixture
 def database(server: Server) -> Iterator[str]:
-    with scratch_database(server) as name:
+    with whole_database(server) as name:
         yield name
 
 
@@ -113,9 +124,8 @@ def administrator(server: Server, database: str) -> Iterator[str]:
         connection.execute("create role status_test_admin login password 'managed'")  # pragma: allowlist secret
         connection.execute("grant memharbor_owner, memharbor_service to status_test_admin with inherit true, set true")
         try:
-            yield make_conninfo(
-                server.admin_dsn(database), user="status_test_admin", password="managed"
-            )  # pragma: allowlist secret
+            dsn = server.admin_dsn(database)
+            yield make_conninfo(dsn, user="status_test_admin", password="managed")  # pragma: allowlist secret
         finally:
             connection.execute("drop role status_test_admin")
 
