@@ -53,7 +53,9 @@ def _refuse_other_settings(target: Target, settings: Mapping[str, Any]) -> None:
     if names:
         raise ConfigError(
             f"the inventory and {target.name} differ in {', '.join(names)}",
-            hint="change the stack's config with `pulumi config set`, then run `pulumi up`",
+            hint="change the stack's config with `pulumi config set`, then run `pulumi up`"
+            if target.outputs is not None
+            else "set MEMHARBOR_* the same for the inventory and the roll-out",
         )
 
 
@@ -87,16 +89,22 @@ def _apply(target: Target, component: str | None, dry_run: bool) -> dict[str, An
     if connection is None:
         steps = schema.plan(None, target.settings, components=components)
         names = [step.name for step in steps]
-        text = "\n".join(f"-- step {step.name}\n{step.step.sql}" for step in steps)
-        return {"changed": bool(names), "applied": names, "notices": [], "diff": {"before": "", "after": text}}
+        return {"changed": bool(names), "applied": names, "notices": [], "diff": _diff(component, map(_said, steps))}
     with closing(connection):
+        todo = {step.name: step for step in schema.plan(connection, target.settings, components=components)}
         report = schema.apply(connection, target.settings, components=components, dry_run=dry_run)
+    # What is said to the server, then what that changed (or would change) in its catalog.
+    changes = [*(_said(todo[name]) for name in report.applied), *map(str, report.differences)]
     return {
         "changed": report.changed,
         "applied": list(report.applied),
         "notices": list(report.notices),
-        "diff": _diff(component, report.differences or report.applied),
+        "diff": _diff(component, changes),
     }
+
+
+def _said(step: schema.PlannedStep) -> str:
+    return f"-- step {step.name}\n{step.step.sql}"
 
 
 def _tenant_indexes(target: Target, dry_run: bool) -> dict[str, Any]:

@@ -91,11 +91,12 @@ def dsn(output: Output, role: str, direct: bool, read_only: bool, session: bool,
     """
     Print the libpq URI of a role, with its password.
 
-    `admin` is PostgreSQL's superuser and always direct.
+    `admin` is PostgreSQL's superuser and always direct. For `psql` use `memharbor stack env`: what stands in an argument
+    can be read by every user of the machine.
 
     \b
     Example:
-      psql "$(memharbor stack dsn app)"
+      export DATABASE_URL="$(memharbor stack dsn app)"
     """
     from memharbor.target import find_target
 
@@ -106,23 +107,25 @@ def dsn(output: Output, role: str, direct: bool, read_only: bool, session: bool,
 
 
 @stack.command()
+@click.option("--role", type=click.Choice(DSN_ROLES), default="app", show_default=True, help="Whom PG* is for.")
 @stack_option
 @common_options
-def env(output: Output, stack: str) -> None:
+def env(output: Output, role: str, stack: str) -> None:
     """
     Print `export` lines with which programs connect, passwords included.
 
     MEMHARBOR_EMBEDDING_DIMS is among them, for the programs: a new stack made in the same shell would get these dims too.
 
     \b
-    Example:
+    Examples:
       eval "$(memharbor stack env)"
+      eval "$(memharbor stack env --role admin)" && psql
     """
     import shlex
 
     from memharbor.stack import environment, read_outputs
 
-    variables = environment(read_outputs(stack))
+    variables = environment(read_outputs(stack), role)
     output.result(variables, "\n".join(f"export {name}={shlex.quote(value)}" for name, value in variables.items()))
 
 

@@ -229,25 +229,30 @@ def dsn(
     )
 
 
-def environment(outputs: StackOutputs) -> dict[str, str]:
+def environment(outputs: StackOutputs, role: str = "app") -> dict[str, str]:
     """
-    List the variables with which scripts, examples and `psql` connect: PG* as the application, one DSN per role, the dims.
+    List the variables with which scripts, examples and `psql` connect: PG* as one role, a DSN per shared role, the dims.
 
-    Not MEMHARBOR_DSN: that means a database which Pulumi did not make.
+    Not MEMHARBOR_DSN: that means a database which Pulumi did not make. Unlike a URI in an argument, variables cannot be
+    read by other users of the machine.
+
+    Args:
+        outputs: The stack.
+        role: Whom PG* is for, one of `DSN_ROLES`; `admin` connects straight to PostgreSQL.
     """
-    endpoint = outputs.endpoints.pool
+    endpoint = find_endpoint(outputs, direct=role == "admin")
     variables = {
         "PGHOST": endpoint.host,
         "PGPORT": str(endpoint.port),
         "PGDATABASE": endpoint.dbname,
-        "PGUSER": ROLE_NAMES["app"],
-        "PGPASSWORD": outputs.passwords["app"].get_secret_value(),
+        "PGUSER": ROLE_NAMES[role],
+        "PGPASSWORD": outputs.passwords[role].get_secret_value(),
         "PGSSLMODE": "verify-full",
         "PGSSLROOTCERT": str(ca_certificate_path(outputs.stack)),
         STACK_VARIABLE: outputs.stack,
         environment_name("embedding_dims"): str(outputs.settings["embedding_dims"]),
     }
-    return variables | {f"MEMHARBOR_{role.upper()}_DSN": dsn(outputs, role) for role in _SHARED_ROLES}
+    return variables | {f"MEMHARBOR_{shared.upper()}_DSN": dsn(outputs, shared) for shared in _SHARED_ROLES}
 
 
 def build_inventory(settings: Settings, *, stack: str) -> dict[str, Any]:
