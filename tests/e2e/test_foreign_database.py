@@ -59,7 +59,7 @@ def test_01_the_page_names_what_is_done_here() -> None:
 def test_02_a_check_run_announces_everything_and_changes_nothing(foreign: Stack, server: Server) -> None:
     done = foreign.run(*PLAYBOOK, "--check", "--diff")
     assert re.search(r"changed=[1-9]\d*\b.*failed=0\b", done.stdout), done.stdout
-    for announced in ("+role memharbor_app was added", "+0001_memories", "+policies"):
+    for announced in ("+role memharbor_app was added", "+-- step 0001_memories", "+-- step policies"):
         assert f"\n{announced}\n" in done.stdout
     with psycopg.connect(server.admin_dsn(DATABASE)) as connection:
         assert connection.execute("select to_regnamespace('memharbor')").fetchone() == (None,)
