@@ -100,6 +100,32 @@ def stack_environment(name: str, folder: Path, dims: int) -> dict[str, str]:
     }
 
 
+# testinfra speaks to containers through the `docker` program. The product needs only the engine, so that a machine may
+# have none: then this stands in, with the one call that testinfra makes.
+DOCKER_EXEC = f"""#!{sys.executable}
+import sys, docker
+arguments = sys.argv[2:]
+user = arguments[1] if arguments[0] == "-u" else ""
+name, *command = arguments[2:] if user else arguments
+done = docker.from_env().containers.get(name).exec_run(command, user=user, demux=True)
+sys.stdout.buffer.write(done.output[0] or b"")
+sys.stderr.buffer.write(done.output[1] or b"")
+sys.exit(done.exit_code)
+"""
+
+
+@pytest.fixture(scope="session", autouse=True)
+def docker_program(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+    """A `docker exec` for testinfra where the machine has no `docker`."""
+    with pytest.MonkeyPatch.context() as patch:
+        if shutil.which("docker") is None:
+            program = tmp_path_factory.mktemp("bin") / "docker"
+            program.write_text(DOCKER_EXEC)
+            program.chmod(0o755)
+            patch.setenv("PATH", f"{program.parent}{os.pathsep}{os.environ['PATH']}")
+        yield
+
+
 def remove_leftovers() -> None:
     """Remove what killed runs left: containers, volumes and networks of this suite whose process is gone."""
     import docker
