@@ -265,7 +265,7 @@ def test_a_build_that_is_killed_is_finished_by_the_next_run(
 
     killer = threading.Thread(target=kill)
     killer.start()
-    with pytest.raises(ConnectError, match="create the vector index of user `a`"):
+    with pytest.raises(ConnectError, match=f"create the vector index `{index_name('a')}`"):
         schema.tenant_indexes(connection, small)
     killer.join()
     blocker.close()

@@ -19,7 +19,7 @@ from memharbor.server_files.postgres import (
     render_pgbackrest_secrets,
     render_postgresql_conf,
 )
-from memharbor.settings import Settings, load_settings
+from memharbor.settings import RESERVED_CONNECTIONS, Settings, load_settings
 from memharbor.stack.secrets import ROLE_NAMES, certificate_nodes, complete_secrets
 
 SECRETS = complete_secrets("dev", certificate_nodes(Settings()))
@@ -155,7 +155,7 @@ def test_any_database_is_pooled_only_when_asked_for() -> None:
 def test_full_pools_never_overrun_the_server(connections: int, session: int) -> None:
     limits = pool_limits(Settings.model_construct(max_connections=connections, pool_session_size=session))
     assert all(limit >= 1 for limit in limits.values())
-    assert sum(limits.values()) <= connections - pgbouncer.RESERVED_CONNECTIONS
+    assert sum(limits.values()) <= connections - RESERVED_CONNECTIONS
 
 
 def test_the_poolers_own_file_names_only_the_role_that_asks() -> None:

@@ -8,7 +8,6 @@ from hypothesis import strategies as st
 from pydantic import ValidationError
 
 from memharbor.errors import ConfigError
-from memharbor.server_files import pgbouncer
 from memharbor.settings import (
     EMBEDDING_DIMS_MAX,
     RESERVED_CONNECTIONS,
@@ -63,7 +62,6 @@ def test_what_does_not_fit_is_refused(wrong: dict[str, object], said: str) -> No
 
 
 def test_the_pools_leave_the_connections_that_are_reserved() -> None:
-    assert pgbouncer.RESERVED_CONNECTIONS == RESERVED_CONNECTIONS
     Settings(max_connections=30 + RESERVED_CONNECTIONS)
     with pytest.raises(ValidationError, match="max_connections"):
         Settings(max_connections=30 + RESERVED_CONNECTIONS - 1)

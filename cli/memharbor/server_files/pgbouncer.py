@@ -19,14 +19,11 @@ from memharbor.server_files.postgres import (
     header,
     tls_files,
 )
-from memharbor.settings import Settings
+from memharbor.settings import RESERVED_CONNECTIONS, Settings
 from memharbor.stack.secrets import ROLE_NAMES, StackSecrets
 
 # How long PgBouncer keeps a client waiting for a server.
 CLIENT_WAIT_SECONDS = 300
-
-# Connections that pools leave to administration, rollout, backup and monitoring.
-RESERVED_CONNECTIONS = 10
 
 
 def pool_names(database: str) -> dict[str, str]:
