@@ -117,8 +117,8 @@ def spell_uri(parts: Mapping[str, Any]) -> str:
     """
     Spell connection parameters as a libpq URI. Source: PostgreSQL manual, libpq, Connection URIs.
 
-    >>> spell_uri({"user": "app", "password": "p@ss", "host": "::1", "port": "5433", "dbname": "m", "sslmode": "require"})
-    'postgresql://app:p%40ss@[::1]:5433/m?sslmode=require'
+    >>> spell_uri({"user": "a@b", "host": "::1", "port": "5433", "dbname": "m", "sslmode": "require"})
+    'postgresql://a%40b@[::1]:5433/m?sslmode=require'
     >>> spell_uri({"host": "/run/postgresql", "dbname": "m"})
     'postgresql:///m?host=/run/postgresql'
     """

@@ -107,9 +107,8 @@ def test_what_a_killed_server_had_not_archived_is_not_lost(stack: Stack) -> None
 def test_strangers_with_a_wrong_password_do_not_stop_a_restore(stack: Stack) -> None:
     mark(stack, "kept")
     name_point(stack, "strangers")
-    stranger = psycopg.conninfo.make_conninfo(
-        stack.dsn("app", "--direct"), password="wrong"
-    )  # pragma: allowlist secret
+    wrong = {"password": "wrong"}  # pragma: allowlist secret
+    stranger = psycopg.conninfo.make_conninfo(stack.dsn("app", "--direct"), **wrong)
 
     def knock() -> None:
         with pytest.raises(psycopg.OperationalError):
