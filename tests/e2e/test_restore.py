@@ -173,7 +173,15 @@ def test_ctrl_c_while_the_pool_is_paused_lets_the_clients_go_on(stack: Stack) ->
     command = ["memharbor", "restore", "--name", "impatient", "--yes"]
     with psycopg.connect(stack.dsn("service")) as holder:
         holder.execute("select 1")  # an open transaction, for which the pause waits
-        with subprocess.Popen(command, cwd=ROOT, env=stack.environ, stderr=subprocess.PIPE, text=True) as restore:
+        # A suite that was started in the background ignores SIGINT, and so would its children.
+        with subprocess.Popen(
+            command,
+            cwd=ROOT,
+            env=stack.environ,
+            stderr=subprocess.PIPE,
+            text=True,
+            preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
+        ) as restore:
             assert restore.stderr is not None
             for line in restore.stderr:
                 if line.startswith("Pause the pool"):
