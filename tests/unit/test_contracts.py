@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import os
 import re
 import runpy
 import subprocess
@@ -375,16 +376,23 @@ def test_no_path_of_a_developers_machine_is_committed() -> None:
             assert found is None, f"{path}: {found[0] if found else ''}"
 
 
+def make(*arguments: str) -> subprocess.CompletedProcess[str]:
+    """Call make as a person does, also where make called the tests."""
+    environ = {name: value for name, value in os.environ.items() if name not in ("MAKEFLAGS", "MFLAGS", "MAKELEVEL")}
+    return subprocess.run(
+        ["make", *arguments], cwd=ROOT, env=environ, capture_output=True, text=True, check=False, timeout=30
+    )
+
+
 def test_make_destroy_refuses_without_the_name() -> None:
     for confirm in ("", "CONFIRM=other"):
-        arguments = ["make", "destroy", "STACK=precious", *filter(None, [confirm])]
-        done = subprocess.run(arguments, cwd=ROOT, capture_output=True, text=True, check=False, timeout=30)
+        done = make("destroy", "STACK=precious", *filter(None, [confirm]))
         assert done.returncode == 2
         assert "CONFIRM=precious" in done.stderr
 
 
 def test_make_up_calls_the_three_tools_as_the_readme_shows_them() -> None:
-    done = subprocess.run(["make", "-n", "up"], cwd=ROOT, capture_output=True, text=True, check=True, timeout=30)
+    done = make("-n", "up")
     steps = [line.split(" && ", 1)[-1].split(" --stack")[0] for line in done.stdout.splitlines()]
     assert steps[0] == "python3 infra/toolchain setup"
     readme = (ROOT / "README.md").read_text()
