@@ -218,6 +218,7 @@ class EngineStep:
             raise ToolchainError(
                 "cannot start an engine: `dockerd` is still not there", hints=["`apt-get install docker.io`"]
             )
+        remove_stale_process_files()
         folders = [*self._choose_iptables_folder(), self._environment.get("PATH", ""), "/usr/sbin", "/sbin"]
         environment = {**self._environment, "PATH": ":".join(folder for folder in folders if folder)}
         process_id = machine.start_detached([str(dockerd[0])], log=self._log, environment=environment)
@@ -271,3 +272,27 @@ def make_scratch_folder() -> tempfile.TemporaryDirectory[str]:
     Return a folder for bulky throw-away files, on disk where `/tmp` may be memory.
     """
     return tempfile.TemporaryDirectory(prefix="memharbor-", dir="/var/tmp")
+
+
+def remove_stale_process_files(run: Path = Path("/var/run"), processes: Path = Path("/proc")) -> list[Path]:
+    """
+    Remove the process-id files of an engine that was killed, and return them.
+
+    dockerd refuses to start while any process has the number in its file, also one that came later and is a stranger.
+    A file whose process is what it says is left alone.
+    """
+    removed = []
+    for name, program in (("docker.pid", "dockerd"), ("docker/containerd/containerd.pid", "containerd")):
+        file = run / name
+        try:
+            process_id = int(file.read_text(encoding="utf-8"))
+        except (OSError, ValueError):
+            continue
+        try:
+            found = (processes / str(process_id) / "comm").read_text(encoding="utf-8").strip()
+        except OSError:
+            found = ""
+        if found != program:
+            file.unlink()
+            removed.append(file)
+    return removed

@@ -699,3 +699,21 @@ def test_status_is_data(capsys: pytest.CaptureFixture[str], context: Context) ->
     show_status(findings, as_json=False)
     assert "engine" in capsys.readouterr().out
     assert build_parser().parse_args(["setup", "--dry-run"]).dry_run is True
+
+
+def test_only_the_process_file_of_an_engine_that_is_gone_is_removed(tmp_path: Path) -> None:
+    from toolchain.engine import remove_stale_process_files
+
+    run, processes = tmp_path / "run", tmp_path / "proc"
+    (run / "docker" / "containerd").mkdir(parents=True)
+    for process_id, program in ((10, "dockerd"), (11, "python3")):
+        (processes / str(process_id)).mkdir(parents=True)
+        (processes / str(process_id) / "comm").write_text(f"{program}\n")
+    own, its = run / "docker.pid", run / "docker" / "containerd" / "containerd.pid"
+    assert remove_stale_process_files(run, processes) == []
+    own.write_text("10")
+    its.write_text("11")  # a stranger has got the number
+    assert remove_stale_process_files(run, processes) == [its]
+    own.write_text("12")  # nobody has it
+    assert remove_stale_process_files(run, processes) == [own]
+    assert list(run.rglob("*.pid")) == []
