@@ -62,6 +62,7 @@ grant select on sequence memharbor.schema_migrations_id_seq{% if include_history
 grant select on {{ names('public', contract_views + derived_views) }} to memharbor_backup;
 
 grant execute on function memharbor.current_user_id() to memharbor_app, memharbor_service, memharbor_readonly;
+grant execute on function memharbor.fingerprint_users() to memharbor_service, memharbor_backup;
 {% if include_graph %}
 grant execute on function memharbor.related_memories(uuid, integer)
 to memharbor_app, memharbor_service, memharbor_readonly;

@@ -195,7 +195,11 @@ class BackupEngine:
         Raises:
             ExternalToolError: It failed.
         """
-        return self._check(self._run(list(command)), command[0]).stdout
+        return self._check(self.run_beside(command), command[0]).stdout
+
+    def run_beside(self, command: Sequence[str]) -> Finished:
+        """Run a command beside pgBackRest, also while the server is stopped, whatever its exit code."""
+        return self._run(list(command))
 
     def find_backup_before(self, *, timeline: int, lsn: int | None = None, at: datetime | None = None) -> Backup | None:
         """

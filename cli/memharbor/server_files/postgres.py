@@ -245,6 +245,30 @@ def render_pgbackrest_secrets(secrets: StackSecrets) -> str:
     )
 
 
+def records_prefix(stack: str) -> str:
+    """
+    Name the folder of a stack's records (erasures, fingerprints, drills) inside the bucket, beside its backups.
+
+    >>> records_prefix("dev")
+    'memharbor/dev'
+    """
+    return f"memharbor/{stack}"
+
+
+def render_records_curl(stack: str, secrets: StackSecrets) -> str:
+    """
+    Render curl's configuration for records in the backup store: the key goes to curl by file, arguments are seen by all.
+
+    The address is where records are; a path is put behind it. Written and read with pgBackRest's own key.
+    """
+    return (
+        f'user = "pgbackrest:{secrets.store_secrets["pgbackrest"]}"\n'
+        f'aws-sigv4 = "aws:amz:{STORE_REGION}:s3"\n'
+        f'cacert = "{FILES_ROOT}/tls/ca.crt"\n'
+        "silent\nshow-error\nfail\nmax-time = 60\nretry = 3\n"
+    )
+
+
 def postgres_files(
     settings: Settings, stack: str, secrets: StackSecrets, node: str, *, archive: bool = True
 ) -> tuple[ServerFile, ...]:
@@ -270,6 +294,9 @@ def postgres_files(
         *files,
         ServerFile("pgbackrest/pgbackrest.conf", render_pgbackrest_conf(settings, stack)),
         ServerFile("pgbackrest/conf.d/secrets.conf", render_pgbackrest_secrets(secrets), is_secret=True),
+        ServerFile("records/curl", render_records_curl(stack, secrets), is_secret=True),
+        ServerFile("records/bucket", f"https://backup-store:{STORE_PORT}/{STORE_BUCKET}\n"),
+        ServerFile("records/prefix", records_prefix(stack) + "\n"),
     )
 
 

@@ -874,6 +874,83 @@ values (
 commit;
 \endif
 
+-- repeatable/45_fingerprints.sql
+select coalesce(
+  (
+    select direction <> 'up' or checksum <> '0d93fd7b7a9cec6148b7719f464810562f55653f672f59cabcdc276883b29d69'
+    from memharbor.schema_migrations where name = 'fingerprints' order by id desc limit 1
+  ),
+  true
+) as pending \gset
+\if :pending
+begin;
+set local role "memharbor_owner";
+-- component: tables
+-- purpose: fingerprints of every user's rows, by which backups, drills, checkpoints and restores are compared
+-- variables: embedding_type, include_graph, include_history, vector_schema
+-- runs as: owner
+-- safe to repeat: replaces the function
+-- The bits of an embedding are those that its binary form sends; everything else is the row's text. Rows count as a set:
+-- their order, their place and the numbers of the audit trail's rows mean nothing. The caller sees what its role sees:
+-- all rows as superuser, memharbor_backup or memharbor_service. Users are named by a digest, so that a record of
+-- fingerprints survives an erasure. About 15 microseconds a row of 384 dimensions.
+create or replace function memharbor.fingerprint_users()
+returns table (user_sha256 text, table_name text, row_count bigint, fingerprint text)
+language sql stable
+set search_path = ''
+set timezone = 'UTC'
+set datestyle = 'ISO, MDY'
+set extra_float_digits = 1
+set bytea_output = 'hex'
+as $function$
+  with hashed (table_name, owner, digest) as (
+    select 'memories', user_id, sha256(
+      convert_to(row(
+        id, payload, user_id, agent_id, run_id, org_id, created_at, updated_at, memory, hash, metadata, categories,
+        state, expires_at, archived_at, deleted_at
+      )::text, 'UTF8')
+      || coalesce("public".vector_send(embedding), '')
+    )
+    from memharbor.memories
+    union all
+    select 'entities', payload ->> 'user_id', sha256(
+      convert_to(row(id, payload)::text, 'UTF8')
+      || coalesce("public".vector_send(vector), '')
+    )
+    from memharbor.entities
+    union all
+    select 'memory_relationships', user_id, sha256(convert_to(r::text, 'UTF8')) from memharbor.memory_relationships r
+    union all
+    select 'memory_categories', user_id, sha256(convert_to(c::text, 'UTF8')) from memharbor.memory_categories c
+    union all
+    select 'memory_history', user_id, sha256(
+      convert_to(row(memory_id, user_id, operation, old_value, old_state, actor, changed_at)::text, 'UTF8')
+    )
+    from memharbor.memory_history
+    union all
+    select 'org_members', user_id, sha256(convert_to(o::text, 'UTF8')) from memharbor.org_members o
+    union all
+    select 'categories', null, sha256(convert_to(c::text, 'UTF8')) from memharbor.categories c
+    union all
+    select 'configs', null, sha256(convert_to(c::text, 'UTF8')) from memharbor.configs c
+  )
+  select
+    coalesce(encode(sha256(convert_to(owner, 'UTF8')), 'hex'), ''), table_name, count(*),
+    encode(sha256(string_agg(digest, '' order by digest)), 'hex')
+  from hashed
+  group by owner, table_name
+$function$;
+comment on function memharbor.fingerprint_users() is
+  'One row per user and table: how many rows and a digest of them; the user as SHA-256, empty for rows of nobody.';
+set local role "memharbor_owner";
+insert into memharbor.schema_migrations (name, component, kind, direction, checksum, execution_ms)
+values (
+  'fingerprints', 'tables', 'repeatable', 'up',
+  '0d93fd7b7a9cec6148b7719f464810562f55653f672f59cabcdc276883b29d69', 0
+);
+commit;
+\endif
+
 -- repeatable/50_triggers.sql
 select coalesce(
   (
@@ -1205,7 +1282,7 @@ commit;
 -- repeatable/90_grants.sql
 select coalesce(
   (
-    select direction <> 'up' or checksum <> '71a2e5f3ff8323f091f554ecbe12de8254de20fcb91695106bfd12b10c36b8a8'
+    select direction <> 'up' or checksum <> '1640e5650a3be9750923cfc07ade21cbb44b1188e8d9b3c1b928b00e049bd40c'
     from memharbor.schema_migrations where name = 'grants' order by id desc limit 1
   ),
   true
@@ -1268,6 +1345,7 @@ grant select on sequence memharbor.schema_migrations_id_seq, memharbor.memory_hi
 grant select on public.memories, public.mem0, public.mem0_entities, public.memories_entities, public.mem0_memories, public.memory_relationships, public.mem0_metadata, public.memory_history, public.mem0_history to memharbor_backup;
 
 grant execute on function memharbor.current_user_id() to memharbor_app, memharbor_service, memharbor_readonly;
+grant execute on function memharbor.fingerprint_users() to memharbor_service, memharbor_backup;
 grant execute on function memharbor.related_memories(uuid, integer)
 to memharbor_app, memharbor_service, memharbor_readonly;
 -- What the owner makes later belongs to nobody else until a grant says so.
@@ -1276,7 +1354,7 @@ set local role "memharbor_owner";
 insert into memharbor.schema_migrations (name, component, kind, direction, checksum, execution_ms)
 values (
   'grants', 'policies', 'repeatable', 'up',
-  '71a2e5f3ff8323f091f554ecbe12de8254de20fcb91695106bfd12b10c36b8a8', 0
+  '1640e5650a3be9750923cfc07ade21cbb44b1188e8d9b3c1b928b00e049bd40c', 0
 );
 commit;
 \endif

@@ -722,6 +722,76 @@ values (
 commit;
 \endif
 
+-- repeatable/45_fingerprints.sql
+select coalesce(
+  (
+    select direction <> 'up' or checksum <> '3a3e8fb84df9b374f870c16b06d8520ed0a159b9520b6abdfee7088751b8fbef'
+    from memharbor.schema_migrations where name = 'fingerprints' order by id desc limit 1
+  ),
+  true
+) as pending \gset
+\if :pending
+begin;
+set local role "memharbor_owner";
+-- component: tables
+-- purpose: fingerprints of every user's rows, by which backups, drills, checkpoints and restores are compared
+-- variables: embedding_type, include_graph, include_history, vector_schema
+-- runs as: owner
+-- safe to repeat: replaces the function
+-- The bits of an embedding are those that its binary form sends; everything else is the row's text. Rows count as a set:
+-- their order, their place and the numbers of the audit trail's rows mean nothing. The caller sees what its role sees:
+-- all rows as superuser, memharbor_backup or memharbor_service. Users are named by a digest, so that a record of
+-- fingerprints survives an erasure. About 15 microseconds a row of 384 dimensions.
+create or replace function memharbor.fingerprint_users()
+returns table (user_sha256 text, table_name text, row_count bigint, fingerprint text)
+language sql stable
+set search_path = ''
+set timezone = 'UTC'
+set datestyle = 'ISO, MDY'
+set extra_float_digits = 1
+set bytea_output = 'hex'
+as $function$
+  with hashed (table_name, owner, digest) as (
+    select 'memories', user_id, sha256(
+      convert_to(row(
+        id, payload, user_id, agent_id, run_id, org_id, created_at, updated_at, memory, hash, metadata, categories,
+        state, expires_at, archived_at, deleted_at
+      )::text, 'UTF8')
+      || coalesce("public".vector_send(embedding), '')
+    )
+    from memharbor.memories
+    union all
+    select 'entities', payload ->> 'user_id', sha256(
+      convert_to(row(id, payload)::text, 'UTF8')
+      || coalesce("public".vector_send(vector), '')
+    )
+    from memharbor.entities
+    union all
+    select 'memory_categories', user_id, sha256(convert_to(c::text, 'UTF8')) from memharbor.memory_categories c
+    union all
+    select 'org_members', user_id, sha256(convert_to(o::text, 'UTF8')) from memharbor.org_members o
+    union all
+    select 'categories', null, sha256(convert_to(c::text, 'UTF8')) from memharbor.categories c
+    union all
+    select 'configs', null, sha256(convert_to(c::text, 'UTF8')) from memharbor.configs c
+  )
+  select
+    coalesce(encode(sha256(convert_to(owner, 'UTF8')), 'hex'), ''), table_name, count(*),
+    encode(sha256(string_agg(digest, '' order by digest)), 'hex')
+  from hashed
+  group by owner, table_name
+$function$;
+comment on function memharbor.fingerprint_users() is
+  'One row per user and table: how many rows and a digest of them; the user as SHA-256, empty for rows of nobody.';
+set local role "memharbor_owner";
+insert into memharbor.schema_migrations (name, component, kind, direction, checksum, execution_ms)
+values (
+  'fingerprints', 'tables', 'repeatable', 'up',
+  '3a3e8fb84df9b374f870c16b06d8520ed0a159b9520b6abdfee7088751b8fbef', 0
+);
+commit;
+\endif
+
 -- repeatable/50_triggers.sql
 select coalesce(
   (
@@ -995,7 +1065,7 @@ commit;
 -- repeatable/90_grants.sql
 select coalesce(
   (
-    select direction <> 'up' or checksum <> 'b67a28213dea934498da70bbce87e1e19480fdeb26ea896bd14eac1ba6c84881'
+    select direction <> 'up' or checksum <> 'b88032bf64585fa95cb399eef252efd39cd0c6238e3c47e93324b7788553836c'
     from memharbor.schema_migrations where name = 'grants' order by id desc limit 1
   ),
   true
@@ -1058,13 +1128,14 @@ grant select on sequence memharbor.schema_migrations_id_seq to memharbor_backup;
 grant select on public.memories, public.mem0, public.mem0_entities, public.memories_entities, public.mem0_memories, public.mem0_metadata to memharbor_backup;
 
 grant execute on function memharbor.current_user_id() to memharbor_app, memharbor_service, memharbor_readonly;
+grant execute on function memharbor.fingerprint_users() to memharbor_service, memharbor_backup;
 -- What the owner makes later belongs to nobody else until a grant says so.
 alter default privileges for role memharbor_owner revoke execute on functions from public;
 set local role "memharbor_owner";
 insert into memharbor.schema_migrations (name, component, kind, direction, checksum, execution_ms)
 values (
   'grants', 'policies', 'repeatable', 'up',
-  'b67a28213dea934498da70bbce87e1e19480fdeb26ea896bd14eac1ba6c84881', 0
+  'b88032bf64585fa95cb399eef252efd39cd0c6238e3c47e93324b7788553836c', 0
 );
 commit;
 \endif
