@@ -3,9 +3,11 @@
 import pulumi
 
 from memharbor.errors import MemharborError
+from memharbor.stack.conflicts import find_conflicts
 from memharbor_infra.program import deploy
 
 try:
-    deploy(pulumi.get_stack(), pulumi.runtime.get_config_env())
+    stack, config = pulumi.get_stack(), pulumi.runtime.get_config_env()
+    deploy(stack, config, find_conflicts(stack, config))
 except MemharborError as exc:
     raise pulumi.RunError("\nhint: ".join((exc.message, *exc.hints))) from None

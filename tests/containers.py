@@ -15,7 +15,7 @@ import tarfile
 import time
 import warnings
 from collections.abc import Iterator, Sequence
-from contextlib import closing, contextmanager, suppress
+from contextlib import closing, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -26,6 +26,7 @@ import docker.errors
 import pytest
 
 from memharbor.server_files.backup_store import store_files
+from memharbor.server_files.custodian import custodian_files
 from memharbor.server_files.pgbouncer import pgbouncer_files
 from memharbor.server_files.postgres import (
     DATA_ROOT,
@@ -40,6 +41,8 @@ from memharbor.settings import Settings
 from memharbor.stack.secrets import ROLE_NAMES, StackSecrets, certificate_nodes, complete_secrets
 from memharbor_infra.contexts import BuildContext, source_context, store_context
 from memharbor_infra.mounts import (
+    CUSTODIAN_SCRATCH,
+    CUSTODIAN_USER,
     POOLER_SCRATCH,
     POOLER_USER,
     POSTGRES_SCRATCH,
@@ -212,14 +215,14 @@ class ThrowAway:
             containers={"postgres": postgres.name, "pgbouncer": pgbouncer.name},
         )
 
-    def postgres(self) -> Any:
-        """Start PostgreSQL without a store and wait until it answers."""
+    def postgres(self, *, archive: bool = False) -> Any:
+        """Start PostgreSQL and wait until it answers; with `archive` it has the backup store, and a stanza to come."""
         node, settings = "postgres-0", self._settings
         return self._start(
             node,
             source_context("postgres", settings.base_image),
             POSTGRES_USER,
-            postgres_files(settings, self._id, self.secrets, node, archive=False),
+            postgres_files(settings, self._id, self.secrets, node, archive=archive),
             port=POSTGRES_PORT,
             # A crash of the machine may lose the tests' data; waiting for the disk would cost half of the time.
             command=["-c", "fsync=off", "-c", "full_page_writes=off"],
@@ -257,6 +260,28 @@ class ThrowAway:
             tmpfs=STORE_SCRATCH,
         )
 
+    def custodian(self, offsite_key: tuple[str, str] | None = None, **settings: Any) -> Any:
+        """Start a custodian of the backup store, with an off-site copy where the settings say so."""
+        chosen = self._settings.model_copy(update=settings)
+        return self._start(
+            "custodian-0",
+            source_context("custodian", chosen.base_image),
+            CUSTODIAN_USER,
+            custodian_files(chosen, self._id, self.secrets, offsite_key),
+            port=None,
+            mem_limit=f"{chosen.custodian_memory_mb}m",
+            tmpfs=CUSTODIAN_SCRATCH,
+        )
+
+    @property
+    def name(self) -> str:
+        """What a stack's name would be: containers, certificates and folders in the store begin with it."""
+        return self._id
+
+    def store_url(self, store: Any) -> str:
+        """Name the URL of a backup store for this host."""
+        return f"https://{self._address(store, STORE_PORT)}"
+
     def again(self, container: Any) -> tuple[int, str]:
         """Run another container like this one, on its volumes, to its end; returns its exit code and its log."""
         container.reload()
@@ -293,7 +318,7 @@ class ThrowAway:
         user: str,
         files: Sequence[ServerFile],
         *,
-        port: int,
+        port: int | None,
         data: str | None = None,
         **options: Any,
     ) -> Any:
@@ -308,7 +333,7 @@ class ThrowAway:
             labels=self._labels,
             user=user,
             volumes=volumes,
-            ports={f"{port}/tcp": ("127.0.0.1", None)},
+            ports={} if port is None else {f"{port}/tcp": ("127.0.0.1", None)},
             read_only=True,
             cap_drop=["ALL"],
             security_opt=["no-new-privileges"],
@@ -401,8 +426,14 @@ def _labels(found: Any) -> dict[str, str]:
 
 
 def _remove(found: Any) -> None:
-    with suppress(docker.errors.NotFound):
+    try:
         if hasattr(found, "exec_run"):
             found.remove(force=True, v=True)
         else:
             found.remove()
+    except docker.errors.NotFound:
+        pass
+    except docker.errors.APIError as exc:
+        # Another suite removes the same leftovers.
+        if "already in progress" not in str(exc):
+            raise

@@ -9,21 +9,27 @@ from __future__ import annotations
 
 import contextlib
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime
 from typing import TYPE_CHECKING, Any
 
 from memharbor.errors import ConnectError, ExternalToolError, StateRefusedError
+from memharbor.throwaway import OWNER_LABEL, is_gone, job_options, throw_away_options
 
 if TYPE_CHECKING:
     from docker.models.containers import Container
 
 OnLine = Callable[[str], None]
+# Pieces of a command's two streams, one of each pair at a time.
+_Frames = Iterator[tuple[bytes | None, bytes | None]]
 
 # States in which no process of a container runs and the engine will not start one by itself. A container in a restart
 # loop is `restarting` in between, and would come back in the middle of somebody else's work on its volume.
 _AT_REST = ("exited", "created")
+
+# HTTP status of the engine where somebody else removes the container already.
+_IN_PROGRESS = 409
 
 
 @contextlib.contextmanager
@@ -102,7 +108,8 @@ class Containers:
 
     def of_stack(self, stack: str) -> list[Container]:
         """List the stack's containers, stopped ones included, by name."""
-        found = self._client.containers.list(all=True, filters={"label": f"memharbor.stack={stack}"})
+        filters = {"label": f"memharbor.stack={stack}"}
+        found = self._client.containers.list(all=True, filters=filters, ignore_removed=True)
         return sorted(found, key=lambda container: str(container.name))
 
     def is_running(self, name: str) -> bool:
@@ -117,7 +124,15 @@ class Containers:
             return str(state["Status"])
         return str(state.get("Health", {}).get("Status", "none"))
 
-    def execute(self, name: str, command: Sequence[str], *, user: str = "", on_line: OnLine | None = None) -> Finished:
+    def execute(
+        self,
+        name: str,
+        command: Sequence[str],
+        *,
+        user: str = "",
+        stdin: bytes = b"",
+        on_line: OnLine | None = None,
+    ) -> Finished:
         """
         Run a command in a running container to its end.
 
@@ -125,24 +140,71 @@ class Containers:
             name: The container.
             command: Program and arguments, without secrets.
             user: Who runs it; the container's own user by default.
+            stdin: What it reads; it must read all of it before it says much.
             on_line: Called with each line of either stream as it comes.
 
         Raises:
             StateRefusedError: The container does not run.
         """
+        with self._running(name, command, user, stdin) as (frames, exit_code):
+            stdout, stderr = _collect(frames, on_line)
+            return Finished(exit_code(), stdout, stderr)
+
+    def stream(self, name: str, command: Sequence[str], *, user: str = "", stdin: bytes = b"") -> Iterator[bytes]:
+        """
+        Run a command in a running container and return what it writes to its output as it comes, byte for byte.
+
+        Args:
+            name: The container.
+            command: Program and arguments, without secrets.
+            user: Who runs it; the container's own user by default.
+            stdin: What it reads; it must read all of it before it says much.
+
+        Raises:
+            StateRefusedError: The container does not run.
+            ExternalToolError: The command failed, said at the end; what came before is not to be trusted.
+        """
+        said = bytearray()
+        with self._running(name, command, user, stdin) as (frames, exit_code):
+            for stdout, stderr in frames:
+                said += stderr or b""
+                if stdout:
+                    yield stdout
+            code = exit_code()
+        if code != 0:
+            words = Finished(code, "", said.decode(errors="replace")).last_words
+            raise ExternalToolError(f"`{command[0]}` failed with exit code {code}: {words}")
+
+    @contextlib.contextmanager
+    def _running(
+        self, name: str, command: Sequence[str], user: str, stdin: bytes
+    ) -> Iterator[tuple[_Frames, Callable[[], int]]]:
         if not self.is_running(name):
             raise StateRefusedError(
                 f"container `{name}` is not running", hint=f"run `docker start {name}`, or `pulumi up --refresh`"
             )
+        from docker.utils.socket import demux_adaptor, frames_iter
+
         api = self._client.api
+        # Not every transport can close one direction only (ssh cannot), so that the command is told where its input ends.
+        whole = ["sh", "-c", 'head -c "$0" | "$@"', str(len(stdin)), *command] if stdin else list(command)
         with _translated(f"run `{command[0]}` in container `{name}`"):
-            exec_id = api.exec_create(name, list(command), user=user)["Id"]
-            stdout, stderr = _collect(api.exec_start(exec_id, stream=True, demux=True), on_line)
-            state = api.exec_inspect(exec_id)
-            while state["Running"]:  # the streams end a moment before the process does
-                time.sleep(0.05)
+            exec_id = api.exec_create(name, whole, user=user, stdin=bool(stdin))["Id"]
+            channel = api.exec_start(exec_id, socket=True)
+
+            def exit_code() -> int:
                 state = api.exec_inspect(exec_id)
-        return Finished(int(state["ExitCode"]), stdout, stderr)
+                while state["Running"]:  # the streams end a moment before the process does
+                    time.sleep(0.05)
+                    state = api.exec_inspect(exec_id)
+                return int(state["ExitCode"])
+
+            try:
+                if stdin:
+                    _send(channel, stdin)
+                yield (demux_adaptor(*frame) for frame in frames_iter(channel, tty=False)), exit_code
+            finally:
+                channel.close()
 
     def is_stopped(self, name: str) -> bool:
         """Tell whether the container is at rest: not running, and not about to be restarted by the engine either."""
@@ -192,7 +254,7 @@ class Containers:
         model = self.get(like)
         if owns_data and model.status not in _AT_REST:
             raise StateRefusedError(f"container `{like}` is {model.status}", hint=f"run `docker stop {like}`")
-        options = _job_options(model.attrs, command)
+        options = job_options(model.attrs, command)
         left = self.find(options["name"])
         if left is not None:
             if left.status == "running":
@@ -209,41 +271,90 @@ class Containers:
         finally:
             self._remove(job)
 
+    @contextlib.contextmanager
+    def throw_away(
+        self,
+        like: str,
+        *,
+        data: str,
+        mounts: Mapping[str, str],
+        groups: Sequence[str] = (),
+        writable: Mapping[str, str] | None = None,
+    ) -> Iterator[str]:
+        """
+        Run an idle container without any network, in which commands can be executed until the block ends.
+
+        It has the image, configuration files, limits and hardening of another container, and an empty volume. When this
+        process ends, however it ends, the engine removes both by itself: the container lives on the connection that
+        this process holds. One that was made and never started is removed by the next call.
+
+        Args:
+            like: The model, whether it runs or not.
+            data: Where the empty volume is mounted; every other volume of the model is mounted as there, read-only.
+            mounts: More volumes to mount read-only, with their places.
+            groups: Numbers of groups that its processes are in, besides their own.
+            writable: Volumes to mount so that they can be written to, with their places; they stay.
+
+        Yields:
+            The container's name.
+
+        Raises:
+            StateRefusedError: The model does not exist.
+            ExternalToolError: The engine refused to run it.
+        """
+        model = self.get(like)
+        self.remove_abandoned()
+        options = throw_away_options(model.attrs, data, mounts, groups, writable or {})
+        with _translated(f"run a throw-away container like `{like}`"):
+            container = self._client.containers.create(**options)
+        try:
+            with _translated(f"run a throw-away container like `{like}`"):
+                # Before the start: who is killed in between leaves a container that was never started, not one that
+                # nobody holds.
+                channel = container.attach_socket(params={"stdin": 1, "stream": 1})
+                container.start()
+            try:
+                yield str(container.name)
+            finally:
+                channel.close()
+        finally:
+            self._remove(container)
+
+    def remove_abandoned(self) -> list[str]:
+        """Remove throw-away containers whose process was killed before the engine could tell, and name them."""
+        removed = []
+        with _translated("look for throw-away containers"):
+            for found in self._client.containers.list(
+                all=True, filters={"label": OWNER_LABEL}, ignore_removed=True, sparse=True
+            ):
+                if is_gone(str(found.attrs["Labels"][OWNER_LABEL])):
+                    self._remove(found)
+                    removed.append(str(found.attrs["Names"][0]).lstrip("/"))
+        return removed
+
     def _remove(self, container: Container) -> None:
-        from docker.errors import NotFound
+        from docker.errors import APIError, NotFound
 
-        with contextlib.suppress(NotFound):
-            container.remove(force=True)
-
-
-def _job_options(attrs: dict[str, Any], command: Sequence[str]) -> dict[str, Any]:
-    host, config = attrs["HostConfig"], attrs["Config"]
-    mounts = {mount["Name"]: mount for mount in attrs["Mounts"] if mount["Type"] == "volume"}
-    return {
-        "image": attrs["Image"],
-        "name": f"{attrs['Name'].lstrip('/')}-job",
-        "entrypoint": [command[0]],
-        "command": list(command[1:]),
-        "user": config["User"],
-        "environment": config["Env"],
-        "labels": {**config["Labels"], "memharbor.service": "job"},
-        "network": next(iter(attrs["NetworkSettings"]["Networks"])),
-        "volumes": {
-            name: {"bind": mount["Destination"], "mode": "rw" if mount["RW"] else "ro"}
-            for name, mount in mounts.items()
-        },
-        "tmpfs": host.get("Tmpfs") or {},
-        "shm_size": host["ShmSize"],
-        "read_only": host["ReadonlyRootfs"],
-        "cap_drop": host["CapDrop"] or [],
-        "security_opt": host["SecurityOpt"] or [],
-        "mem_limit": host["Memory"] or None,
-        "memswap_limit": host["MemorySwap"] or None,
-        "init": True,
-    }
+        try:
+            container.remove(force=True, v=True)
+        except NotFound:
+            pass
+        except APIError as exc:
+            if exc.status_code != _IN_PROGRESS:
+                raise
+            with contextlib.suppress(NotFound, APIError):
+                container.wait(condition="removed", timeout=60)
 
 
-def _collect(stream: Iterator[tuple[bytes | None, bytes | None]], on_line: OnLine | None) -> tuple[str, str]:
+def _send(channel: Any, text: bytes) -> None:
+    # What the client returns differs by transport: a reader over a socket, a socket, or its stand-in over ssh.
+    sender = getattr(channel, "_sock", channel)
+    view = memoryview(text)
+    while view:
+        view = view[sender.send(view) :]
+
+
+def _collect(stream: _Frames, on_line: OnLine | None) -> tuple[str, str]:
     whole = [bytearray(), bytearray()]
     rest = [b"", b""]
     for parts in stream:

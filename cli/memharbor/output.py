@@ -76,17 +76,42 @@ class Output:
         self.note(f"{text}: done in {time.monotonic() - begun_at:.1f} s")
 
     @contextmanager
-    def percent(self) -> Iterator[Callable[[float], None]]:
-        """Show a share of 100 on stderr while work goes on, with the time it took and will take; on a terminal only."""
+    def percent(self, size_bytes: int = 0) -> Iterator[Callable[[float], None]]:
+        """
+        Show a share of 100 on stderr while work goes on, with the time it took and will take; on a terminal only.
+
+        Args:
+            size_bytes: What 100 stands for, where it is a size: then the rate is shown too.
+        """
         if self.format == "json" or not sys.stderr.isatty():
             yield lambda share: None
             return
-        from rich.progress import BarColumn, Progress, TaskProgressColumn, TimeElapsedColumn, TimeRemainingColumn
+        from rich.progress import (
+            BarColumn,
+            Progress,
+            TaskProgressColumn,
+            TextColumn,
+            TimeElapsedColumn,
+            TimeRemainingColumn,
+        )
 
-        columns = (BarColumn(), TaskProgressColumn(), TimeElapsedColumn(), TimeRemainingColumn())
+        columns = (
+            BarColumn(),
+            TaskProgressColumn(),
+            TimeElapsedColumn(),
+            TimeRemainingColumn(),
+            TextColumn("{task.description}"),
+        )
         with Progress(*columns, console=_console(sys.stderr), transient=True) as progress:
             task = progress.add_task("", total=100)
-            yield lambda share: progress.update(task, completed=share)
+            begun_at = time.monotonic()
+
+            def update(share: float) -> None:
+                seconds = time.monotonic() - begun_at
+                rate = f"{size_text(size_bytes * share / 100 / seconds)}/s" if size_bytes and seconds > 1 else ""
+                progress.update(task, completed=share, description=rate)
+
+            yield update
 
 
 def _console(stream: Any) -> Console:
@@ -127,3 +152,17 @@ def size_text(size_bytes: float) -> str:
             return f"{size_bytes:.0f} {unit}" if unit == "B" else f"{size_bytes:.1f} {unit}"
         size_bytes /= 1024
     raise AssertionError("unreachable")
+
+
+def age_text(seconds: float) -> str:
+    """
+    Write an age for people.
+
+    >>> age_text(42), age_text(600), age_text(10_000), age_text(400_000)
+    ('42 s', '10 min', '2.8 h', '4.6 days')
+    """
+    if seconds < 120:
+        return f"{seconds:.0f} s"
+    if seconds < 7200:
+        return f"{seconds / 60:.0f} min"
+    return f"{seconds / 3600:.1f} h" if seconds < 172_800 else f"{seconds / 86_400:.1f} days"

@@ -10,14 +10,16 @@ Precedence: option, then `MEMHARBOR_*`, then stack outputs, then default.
 
 from __future__ import annotations
 
+import ipaddress
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError, model_validator
 from pydantic.fields import FieldInfo
 
 from memharbor import versions
+from memharbor.cron import parse_cron
 from memharbor.errors import ConfigError
 
 ENVIRONMENT_PREFIX = "MEMHARBOR_"
@@ -32,11 +34,36 @@ RESERVED_CONNECTIONS = 10
 
 _OPERATOR_SUFFIX = {"cosine": "cosine_ops", "l2": "l2_ops", "inner_product": "ip_ops"}
 _OPERATOR = {"cosine": "<=>", "l2": "<->", "inner_product": "<#>"}
+# One part of a host name. Source: RFC 1123, 2.1.
+_HOST_LABEL = re.compile(r"[a-z0-9](?:[a-z0-9-]{0,61}[a-z0-9])?")
 _IDENTIFIER = re.compile(r"[a-z_][a-z0-9_]{0,62}")
 
 Identifier = Annotated[str, Field(pattern=rf"^{_IDENTIFIER.pattern}$")]
 Port = Annotated[int, Field(ge=1024, le=65535)]
 Megabytes = Annotated[int, Field(ge=16, le=4_194_304)]
+
+
+def _check_schedule(value: str) -> str:
+    if value.strip():
+        parse_cron(value)
+    return " ".join(value.split())
+
+
+Schedule = Annotated[str, AfterValidator(_check_schedule)]
+
+
+def _spell_host(text: str) -> str:
+    try:
+        return str(ipaddress.ip_address(text))
+    except ValueError:
+        return text.lower()
+
+
+def _is_host(name: str) -> bool:
+    try:
+        return not ipaddress.ip_address(name).is_unspecified
+    except ValueError:
+        return len(name) <= 253 and all(_HOST_LABEL.fullmatch(label) for label in name.split("."))
 
 
 def _setting(default: Any, description: str, *, example: Any, unit: str = "") -> Any:
@@ -67,6 +94,12 @@ class Settings(BaseModel):
     bind_address: Literal["127.0.0.1", "0.0.0.0", "::1", "::"] = _setting(  # noqa: S104 - the choice is the user's
         "127.0.0.1", "Address of the host on which ports are published.", example="127.0.0.1"
     )
+    public_names: str = _setting(
+        "",
+        "Names and addresses under which clients elsewhere reach the published ports, by commas; the certificates of"
+        " PostgreSQL and PgBouncer are valid for them. Needed where `bind_address` is not loopback.",
+        example="db.example.org,192.0.2.10",
+    )
     postgres_port: Port = _setting(15432, "Port of the host that leads straight to PostgreSQL.", example=15432)
     pool_port: Port = _setting(6432, "Port of the host that leads to PgBouncer.", example=6432)
 
@@ -78,6 +111,9 @@ class Settings(BaseModel):
     )
     pool_memory_mb: Megabytes = _setting(128, "Memory limit of the PgBouncer container.", example=128, unit="MiB")
     store_memory_mb: Megabytes = _setting(512, "Memory limit of the backup store's container.", example=512, unit="MiB")
+    custodian_memory_mb: Annotated[int, Field(ge=192, le=4_194_304)] = _setting(
+        256, "Memory limit of the custodian's container.", example=256, unit="MiB"
+    )
     max_connections: Annotated[int, Field(ge=20, le=2000)] = _setting(
         100, "Connections that PostgreSQL accepts, pools and administration together.", example=200, unit="connections"
     )
@@ -92,11 +128,63 @@ class Settings(BaseModel):
         500, "Client connections that PgBouncer accepts.", example=1000, unit="connections"
     )
 
+    backup_schedule_full: Schedule = _setting(
+        "17 2 * * 0", "When a full backup is made, as a cron expression in UTC; empty is never.", example="17 2 * * 0"
+    )
+    backup_schedule_diff: Schedule = _setting(
+        "17 2 * * 1-6",
+        "When a backup of what changed since the last full one is made, as a cron expression in UTC; empty is never.",
+        example="17 2 * * 1-6",
+    )
+    backup_schedule_incr: Schedule = _setting(
+        "47 * * * *",
+        "When a backup of what changed since the last one is made, as a cron expression in UTC; empty is never.",
+        example="47 */6 * * *",
+    )
     backup_retention_full: Annotated[int, Field(ge=1, le=9999)] = _setting(
-        2, "Full backups that are kept; what depends on an older one goes with it.", example=4, unit="backups"
+        2,
+        "Full backups that are kept at least; what depends on an older one goes with it.",
+        example=4,
+        unit="backups",
+    )
+    backup_retention_days: Annotated[int, Field(ge=0, le=36_500)] = _setting(
+        0,
+        "Days back to which every moment can be restored, as far as there are backups of them; 0 is by"
+        " `backup_retention_full` only.",
+        example=30,
+        unit="days",
     )
     archive_timeout_seconds: Annotated[int, Field(ge=1, le=3600)] = _setting(
         60, "Longest time that a written row stays out of the archive.", example=60, unit="seconds"
+    )
+    version_retention_days: Annotated[int, Field(ge=1, le=3650)] = _setting(
+        30,
+        "How long what is deleted or overwritten in the backup store can be brought back; then it is purged.",
+        example=30,
+        unit="days",
+    )
+
+    offsite_endpoint: Annotated[str, Field(pattern=r"^(https://[A-Za-z0-9.\[\]:-]+)?$")] = _setting(
+        "",
+        "URL of the S3 service that holds the off-site copy of the backups; empty is none.",
+        example="https://s3.eu-central-1.example.org",
+    )
+    offsite_bucket: Annotated[str, Field(pattern=r"^([a-z0-9][a-z0-9.-]{1,61}[a-z0-9])?$")] = _setting(
+        "", "Bucket of the off-site copy; it must exist.", example="example-memories-copy"
+    )
+    offsite_region: Annotated[str, Field(pattern=r"^[a-z0-9-]{1,40}$")] = _setting(
+        "us-east-1", "Region of the off-site copy's bucket, as the service calls it.", example="eu-central-1"
+    )
+    offsite_folder: Annotated[str, Field(pattern=r"^([A-Za-z0-9_.-]+(/[A-Za-z0-9_.-]+)*)?$")] = _setting(
+        "", "Folder of the off-site copy in its bucket; empty is the stack's name.", example="memories/prod"
+    )
+    offsite_interval_minutes: Annotated[int, Field(ge=1, le=59)] = _setting(
+        5, "How often the off-site copy is brought in step.", example=5, unit="minutes"
+    )
+    offsite_ca_certificate: str = _setting(
+        "",
+        "CA certificate (PEM) of an off-site service with a private CA; empty is whom the system trusts.",
+        example="-----BEGIN CERTIFICATE-----…",
     )
 
     leakproof: bool = _setting(
@@ -138,6 +226,12 @@ class Settings(BaseModel):
         problems = []
         if self.hnsw_ef_construction < 2 * self.hnsw_m:
             problems.append(f"hnsw_ef_construction: must be at least twice hnsw_m ({2 * self.hnsw_m})")
+        wrong = [name for name in self.public_name_list if not _is_host(name)]
+        problems += [f"public_names: `{name}` is neither a host name nor an address" for name in wrong]
+        if self.bind_address not in ("127.0.0.1", "::1") and not self.public_name_list:
+            problems.append(
+                f"public_names: must name what clients connect to, since bind_address is {self.bind_address}"
+            )
         if self.postgres_port == self.pool_port:
             problems.append(f"pool_port: must differ from postgres_port ({self.postgres_port})")
         if self.shared_buffers_mb + self.maintenance_work_mem_mb > self.postgres_memory_mb * 3 // 4:
@@ -157,6 +251,12 @@ class Settings(BaseModel):
         if problems:
             raise ValueError("\n".join(problems))
         return self
+
+    @property
+    def public_name_list(self) -> tuple[str, ...]:
+        """The names of `public_names` as certificates spell them: small letters, addresses in their short form."""
+        parts = (part.strip() for part in self.public_names.split(","))
+        return tuple(dict.fromkeys(_spell_host(part) for part in parts if part))
 
     @property
     def embedding_type(self) -> Literal["vector", "halfvec"]:
@@ -216,12 +316,15 @@ def settings_from_environment(environ: Mapping[str, str]) -> dict[str, str]:
     }
 
 
-def load_settings(*layers: tuple[str, Mapping[str, Any]]) -> tuple[Settings, dict[str, str]]:
+def load_settings(
+    *layers: tuple[str, Mapping[str, Any]], conflicts: Sequence[str] = ()
+) -> tuple[Settings, dict[str, str]]:
     """
     Merge layers of settings, the strongest first, and validate the result.
 
     Args:
         layers: Pairs of an origin (`option`, `environment`, `stack dev`) and the settings it carries.
+        conflicts: What is known to be wrong with them beyond what can be seen here; told with the rest.
 
     Returns:
         The settings, and for each one the origin that decided it (`default` where no layer has it).
@@ -241,13 +344,20 @@ def load_settings(*layers: tuple[str, Mapping[str, Any]]) -> tuple[Settings, dic
                 merged[name] = value
                 origins[name] = origin
     try:
-        return Settings(**merged), origins
+        settings = Settings(**merged)
     except ValidationError as exc:
         problems = _problems(exc, origins) + _problems_of_the_rest(exc, merged, origins)
-        raise ConfigError(
-            f"{len(problems)} wrong setting{'s' if len(problems) > 1 else ''}:\n  " + "\n  ".join(problems),
-            hint="see docs/reference/settings.md, or run `memharbor settings show`",
-        ) from exc
+        raise _refusal([*problems, *conflicts]) from exc
+    if conflicts:
+        raise _refusal(conflicts)
+    return settings, origins
+
+
+def _refusal(problems: Sequence[str]) -> ConfigError:
+    return ConfigError(
+        f"{len(problems)} wrong setting{'s' if len(problems) > 1 else ''}:\n  " + "\n  ".join(problems),
+        hint="see docs/reference/settings.md, or run `memharbor settings show`",
+    )
 
 
 def _problems_of_the_rest(exc: ValidationError, merged: Mapping[str, Any], origins: Mapping[str, str]) -> list[str]:
@@ -271,7 +381,6 @@ def _problems(exc: ValidationError, origins: Mapping[str, str]) -> list[str]:
         elif not name:
             problems += str(error["msg"]).removeprefix("Value error, ").splitlines()
         else:
-            problems.append(
-                f"{name}: {error['msg'][0].lower()}{error['msg'][1:]}, not `{error['input']}` (from {origins[name]})"
-            )
+            said = str(error["msg"]).removeprefix("Value error, ")
+            problems.append(f"{name}: {said[0].lower()}{said[1:]}, not `{error['input']}` (from {origins[name]})")
     return problems

@@ -4,9 +4,9 @@ What runs, what is stored and how well it is backed up: one snapshot of a stack 
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from datetime import UTC, datetime
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import psycopg
 from docker.errors import DockerException
@@ -14,8 +14,11 @@ from docker.errors import DockerException
 from memharbor.database import Connection, server_text, transaction
 from memharbor.errors import MemharborError
 from memharbor.names import ROLES
-from memharbor.output import size_text
+from memharbor.output import age_text, size_text
 from memharbor.target import Target
+
+if TYPE_CHECKING:
+    from memharbor.backup.engine import Backup
 
 
 def take_status(target: Target, *, now: datetime | None = None) -> dict[str, Any]:
@@ -29,7 +32,7 @@ def take_status(target: Target, *, now: datetime | None = None) -> dict[str, Any
     if target.outputs is not None:
         status["containers"] = _part(lambda: _containers(target))
         status["pools"] = _part(lambda: _pools(target))
-        status["archive"] = _part(lambda: _archive(target, now))
+        status["archive"] = _part(lambda: _archive(target))
         status["backups"] = _part(lambda: _backups(target, now))
     return status
 
@@ -96,36 +99,62 @@ def _pools(target: Target) -> list[dict[str, Any]]:
     return [{key: row[key] for key in wanted if key in row} for row in rows if row["database"] != "pgbouncer"]
 
 
-def _archive(target: Target, now: datetime) -> dict[str, Any]:
+def _archive(target: Target) -> dict[str, Any]:
+    from memharbor.backup.archive_lag import read_lag
+    from memharbor.operations import open_stack
+
+    engine = open_stack(target.stack_outputs("status").stack).engine
     with target.connect(autocommit=True) as connection:
-        row = connection.execute(
-            "select last_archived_wal, last_archived_time, failed_count,"
-            " (select count(*) from pg_ls_archive_statusdir() where name like '%.ready') from pg_stat_archiver"
-        ).fetchone()
-    last, archived_at, failed, waiting = row or (None, None, 0, 0)
-    return {
-        "last_segment": last,
-        "last_archived_at": archived_at.isoformat() if archived_at else None,
-        "age_seconds": round((now - archived_at).total_seconds()) if archived_at else None,
-        "failed_count": failed,
-        "waiting_segments": waiting,
-    }
+        return read_lag(connection, engine)
 
 
 def _backups(target: Target, now: datetime) -> dict[str, Any]:
+    from memharbor.backup.schedule import read_runs
     from memharbor.operations import open_stack
 
-    backups = [
-        each for each in open_stack(target.stack_outputs("status").stack).engine.list_backups() if not each.has_error
-    ]
+    engine = open_stack(target.stack_outputs("status").stack).engine
+    backups = [each for each in engine.list_backups() if not each.has_error]
     last = backups[-1] if backups else None
     return {
         "count": len(backups),
         "last": last.id if last else None,
         "last_ended_at": last.ended_at.isoformat() if last else None,
         "age_seconds": round((now - last.ended_at).total_seconds()) if last else None,
-        "last_verified_at": None,
+        "failed_schedules": [run for run in read_runs(engine).values() if run.get("result") == "failed"],
+        **_drills(target, backups, now),
     }
+
+
+def _drills(target: Target, backups: Sequence[Backup], now: datetime) -> dict[str, Any]:
+    from memharbor.backup.drill import verified_at
+    from memharbor.backup.drill_schedule import is_overdue, read_note
+    from memharbor.operations import drills_folder
+
+    instants = [instant for instant in map(verified_at, backups) if instant is not None]
+    newest = max(instants, default=None)
+    note = read_note(drills_folder(target.stack_outputs("status").stack) / "schedule.json")
+    return {
+        "last_is_verified": bool(backups) and verified_at(backups[-1]) is not None,
+        "last_verified_at": newest.isoformat() if newest else None,
+        "drill_schedule": note["frequency"] if note else None,
+        "is_drill_overdue": is_overdue(note, newest, now),
+    }
+
+
+def is_down(status: dict[str, Any]) -> bool:
+    """
+    Tell whether something of a status does not work: a part cannot be read, or a container does not run well.
+
+    A container that is just starting counts as down, since nobody can use it yet. Age is no matter of this.
+
+    >>> is_down({"target": "x", "database": {"error": "cannot connect"}}), is_down({"target": "x", "containers": []})
+    (True, False)
+    """
+    parts = [value for value in status.values() if isinstance(value, dict)]
+    containers = status.get("containers", [])
+    return any("error" in part for part in parts) or any(
+        isinstance(container, dict) and container["health"] != "healthy" for container in containers
+    )
 
 
 def status_text(status: dict[str, Any]) -> str:
@@ -164,28 +193,19 @@ def _pools_text(pools: list[dict[str, Any]]) -> str:
 
 
 def _archive_text(archive: dict[str, Any]) -> str:
-    if archive["last_segment"] is None:
-        return f"nothing archived yet, {archive['waiting_segments']} segments wait"
-    return (
-        f"{archive['last_segment']} {age_text(archive['age_seconds'])} ago, {archive['waiting_segments']} segments wait"
-    )
+    from memharbor.backup.archive_lag import lag_text
+
+    return lag_text(archive)
 
 
 def _backups_text(backups: dict[str, Any]) -> str:
     if not backups["count"]:
         return "none yet; run `memharbor backup create`"
-    return f"{backups['count']}, the last one {backups['last']} {age_text(backups['age_seconds'])} ago, unverified"
-
-
-def age_text(seconds: float) -> str:
-    """
-    Write an age for people.
-
-    >>> age_text(42), age_text(600), age_text(10_000), age_text(400_000)
-    ('42 s', '10 min', '2.8 h', '4.6 days')
-    """
-    if seconds < 120:
-        return f"{seconds:.0f} s"
-    if seconds < 7200:
-        return f"{seconds / 60:.0f} min"
-    return f"{seconds / 3600:.1f} h" if seconds < 172_800 else f"{seconds / 86_400:.1f} days"
+    verified = "verified" if backups["last_is_verified"] else "unverified"
+    missed = [
+        f"; the last scheduled {run['type']} failed: {run['said']}" for run in backups.get("failed_schedules", [])
+    ]
+    said = f"{backups['count']}, the last one {backups['last']} {age_text(backups['age_seconds'])} ago, {verified}"
+    if backups["is_drill_overdue"]:
+        said += f"; no {backups['drill_schedule']} drill was good since {backups['last_verified_at'] or 'it was set'}"
+    return said + "".join(missed)

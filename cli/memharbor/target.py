@@ -113,6 +113,54 @@ def find_target(stack: str, dsn: str | None = None, *, environ: Mapping[str, str
     return Target(f"stack {stack}", settings, origins, outputs, stack_dsn(outputs, "admin", direct=True), passwords)
 
 
+def explain_origins(target: Target) -> dict[str, str]:
+    """
+    Say of each setting of a target what decided it; for a stack that is up, its config is asked.
+
+    Raises:
+        ExternalToolError: Pulumi failed.
+    """
+    if target.outputs is None:
+        return dict(target.origins)
+    from memharbor.stack import provisioner
+    from memharbor.stack.config import config_settings
+
+    stack = target.outputs.stack
+    return name_origins(stack, target.settings, target.origins, config_settings(provisioner.read_config(stack)))
+
+
+def name_origins(
+    stack: str, deployed: Settings, origins: Mapping[str, str], config: Mapping[str, str]
+) -> dict[str, str]:
+    """
+    Tell config and defaults apart where the outputs of a stack, which have every setting, decided.
+
+    Args:
+        stack: Name of the stack.
+        deployed: The settings in force.
+        origins: What decided each of them, as far as the outputs can tell.
+        config: The settings in the stack's config.
+
+    >>> named = name_origins("dev", Settings(pool_size=30), {"pool_size": "stack dev", "hnsw_m": "stack dev"}, {})
+    >>> named["pool_size"], named["hnsw_m"]
+    ('stack dev as deployed, the next `pulumi up` sets 20', 'default')
+    """
+    try:
+        configured, _ = load_settings((f"stack {stack}", config))
+    except ConfigError:  # `pulumi up` will say what is wrong with it
+        return dict(origins)
+    named = dict(origins)
+    for name, origin in origins.items():
+        if origin != f"stack {stack}":
+            continue
+        coming = getattr(configured, name)
+        if coming != getattr(deployed, name):
+            named[name] = f"stack {stack} as deployed, the next `pulumi up` sets {coming}"
+        else:
+            named[name] = f"config of stack {stack}" if name in config else "default"
+    return named
+
+
 def spell_uri(parts: Mapping[str, Any]) -> str:
     """
     Spell connection parameters as a libpq URI. Source: PostgreSQL manual, libpq, Connection URIs.

@@ -33,7 +33,9 @@ class BuildContext:
     def digest(self) -> str:
         """Hash of all that the image is made of: names, contents and executable bits, the base image's name."""
         digest = hashlib.sha256(f"{self.base_image}\0".encode())
-        for path in sorted(entry for entry in self.folder.rglob("*") if entry.is_file()):
+        # What Python compiled for the tests is not part of it: .dockerignore leaves it out as well.
+        files = (entry for entry in self.folder.rglob("*") if entry.is_file() and entry.parent.name != "__pycache__")
+        for path in sorted(files):
             content = hashlib.sha256(path.read_bytes()).hexdigest()
             digest.update(f"{path.relative_to(self.folder)}\0{os.access(path, os.X_OK)}\0{content}\0".encode())
         return digest.hexdigest()[:_HASH_LENGTH]
@@ -112,6 +114,7 @@ def build_contexts(base_image: str) -> dict[str, BuildContext]:
     contexts = [
         source_context("postgres", base_image),
         source_context("pgbouncer", base_image),
+        source_context("custodian", base_image),
         store_context(base_image),
     ]
     return {context.name: context for context in contexts}

@@ -16,6 +16,7 @@ from memharbor.server_files.postgres import (
 POSTGRES_USER = "101:101"
 POOLER_USER = "102:102"
 STORE_USER = "10001:10001"
+CUSTODIAN_USER = "10002:10002"
 
 
 def scratch(megabytes: int, user: str, mode: str = "0700") -> str:
@@ -38,3 +39,4 @@ POSTGRES_SCRATCH = {
 }
 POOLER_SCRATCH = {POOLER_SOCKET_DIRECTORY: scratch(1, POOLER_USER)}
 STORE_SCRATCH = {"/run/memharbor": scratch(1, STORE_USER)}
+CUSTODIAN_SCRATCH = {"/run/memharbor": scratch(1, CUSTODIAN_USER)}

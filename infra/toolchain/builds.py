@@ -114,6 +114,19 @@ def parse_sums(text: str) -> dict[tuple[str, str], str]:
     return {(path, version): digest for path, version, digest in rows}
 
 
+def find_settings_folder(environment: Mapping[str, str]) -> Path:
+    """
+    Return the folder of the user's settings, as Go finds it.
+
+    >>> find_settings_folder({"XDG_CONFIG_HOME": "/etc/me", "HOME": "/srv/me"}).as_posix()
+    '/etc/me'
+    >>> find_settings_folder({"HOME": "/srv/me"}).as_posix()
+    '/srv/me/.config'
+    """
+    configured = environment.get("XDG_CONFIG_HOME")
+    return Path(configured) if configured else Path(environment.get("HOME") or Path.home()) / ".config"
+
+
 class GoBuilder:
     """
     Run Go builds inside the cache's work folder.
@@ -202,8 +215,9 @@ class GoBuilder:
 
     def _describe_environment(self, go: Path) -> dict[str, str]:
         machine = self._context.machine
-        # Go's own settings file stays in force (it may name the registry), its telemetry folder does not.
-        settings = (machine.read_output([str(go), "env", "GOENV"]) or "").strip()
+        # Go's own settings file stays in force (it may name the registry), its telemetry folder does not. Go is not
+        # asked where the file lies: the answer would be counted in the user's telemetry folder.
+        settings = machine.environment.get("GOENV") or str(find_settings_folder(machine.environment) / "go" / "env")
         config = self._work / "config"
         (config / "go" / "telemetry").mkdir(parents=True, exist_ok=True)
         (config / "go" / "telemetry" / "mode").write_text("off", encoding="utf-8")
@@ -211,7 +225,7 @@ class GoBuilder:
         temporary.mkdir(exist_ok=True)
         return {
             **machine.environment,
-            **({"GOENV": settings} if settings else {}),
+            "GOENV": settings,
             "PATH": f"{go.parent}:{machine.environment.get('PATH', '')}",
             "CGO_ENABLED": "0",
             "GOCACHE": str(self._work / "go-build"),

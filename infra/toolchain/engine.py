@@ -187,7 +187,7 @@ class EngineStep:
         if failure is None:
             return
         action = self._decide(failure)
-        self._context.reporter.taken(self.name, "", action.value, failure)
+        self._context.reporter.taken(self.name, "", action.value, f"none answers at `{self.host}` ({failure})")
         if action is Action.INSTALL:
             apt.install_packages(
                 self._context.machine, _PACKAGES, tool="docker.io", log=self._context.cache.log("engine")

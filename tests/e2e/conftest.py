@@ -32,16 +32,17 @@ def free_port() -> int:
 
 @dataclass
 class Stack:
-    """The stack under test, driven as a person would drive it."""
+    """The stack under test, driven as a person would drive it; `prefix` is what every command is run by."""
 
     name: str
     environ: dict[str, str]
+    prefix: tuple[str, ...] = ()
     seconds: dict[str, float] = field(default_factory=dict)
 
     def run(self, *arguments: str, check: bool = True, **environ: str) -> subprocess.CompletedProcess[str]:
         begun_at = time.monotonic()
         done = subprocess.run(
-            arguments,
+            (*self.prefix, *arguments),
             cwd=ROOT,
             env={**self.environ, **environ},
             capture_output=True,
@@ -151,6 +152,13 @@ def remove_leftovers() -> None:
     client.close()
 
 
+def remove_files(name: str) -> None:
+    """Remove what a stack leaves in the checkout."""
+    with contextlib.suppress(FileNotFoundError):
+        (ROOT / f"Pulumi.{name}.yaml").unlink()
+    shutil.rmtree(ROOT / ".memharbor" / name, ignore_errors=True)
+
+
 @pytest.fixture(scope="session")
 def stack(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Stack]:
     """A stack that is up and rolled out, at 384 dimensions; destroyed with its data at the end."""
@@ -166,9 +174,7 @@ def stack(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Stack]:
     finally:
         done = stack.memharbor("stack", "destroy", name, "--yes", check=False)
         sys.stderr.write(done.stderr if done.returncode else "")
-        with contextlib.suppress(FileNotFoundError):
-            (ROOT / f"Pulumi.{name}.yaml").unlink()
-        shutil.rmtree(ROOT / ".memharbor" / name, ignore_errors=True)
+        remove_files(name)
         sys.stderr.write(f"\nseconds by step: {json.dumps(stack.seconds, indent=1)}\n")
 
 
@@ -177,6 +183,10 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """End-to-end files tell one story each: their tests run in the order of the file, whatever shuffled the rest."""
     here = Path(__file__).parent
     places = [place for place, item in enumerate(items) if here in item.path.parents]
-    ordered = sorted((items[place] for place in places), key=lambda item: (str(item.path), item.location[1] or 0))
+    # The main job first: it is told of a stack that nobody has used.
+    ordered = sorted(
+        (items[place] for place in places),
+        key=lambda item: (item.path.name != "test_main_job.py", str(item.path), item.location[1] or 0),
+    )
     for place, item in zip(places, ordered, strict=True):
         items[place] = item

@@ -25,6 +25,7 @@ SERVICES = {
     "postgres-0": (101, "postgres", {5432: True}),
     "pgbouncer-0": (102, "pgbouncer", {6432: True}),
     "backup-store-0": (10001, "versitygw", {7070: True, 7080: False}),
+    "custodian-0": (10002, "supercronic", {}),
 }
 PRIVATE_FILES = {
     "postgres-0": (
@@ -34,6 +35,7 @@ PRIVATE_FILES = {
     ),
     "pgbouncer-0": ("/etc/memharbor/tls/server.key",),
     "backup-store-0": ("/etc/memharbor/tls/server.key",),
+    "custodian-0": ("/etc/memharbor/secrets/custodian.json",),
 }
 
 

@@ -21,7 +21,8 @@ def blocks(page: Path, language: str) -> list[str]:
     return [text for found, text in BLOCK.findall(page.read_text()) if found == language]
 
 
-RUNNABLE = [page for page in PAGES if blocks(page, "bash")]
+# Runbooks are run on a stack to which it has happened: test_runbooks.py.
+RUNNABLE = [page for page in PAGES if page.parent.name != "runbooks" and blocks(page, "bash")]
 
 
 def test_there_are_documents_to_run() -> None:

@@ -6,12 +6,17 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterator
+from contextlib import closing
 from urllib.parse import urlsplit, urlunsplit
 
+import docker
 import pytest
 
+from memharbor.errors import ConfigError
+from memharbor.settings import Settings
 from memharbor.stack.secrets import complete_secrets
-from tests.containers import Server, find_engine_problem, our_passwords, running_server
+from tests.containers import Server, find_engine_problem, our_passwords, running_server, throw_away
+from tests.corruption import Laboratory
 
 
 @pytest.fixture(scope="session")
@@ -50,3 +55,21 @@ def external_server(dsn: str) -> Server:
         parameters=parameters,
         containers={},
     )
+
+
+@pytest.fixture(scope="session")
+def laboratory(server: Server) -> Iterator[Laboratory]:
+    """A backup repository to be damaged, with its server and its store; every test leaves it good."""
+    server.container("postgres")  # skips where there is no engine
+    # Nothing is archived behind the back of a test that looks at a copy of the repository.
+    settings = Settings(archive_timeout_seconds=3600)
+    with closing(docker.from_env(timeout=120)) as engine, throw_away(engine, settings) as run:
+        try:
+            built = Laboratory(engine, run)
+        except ConfigError as exc:
+            problem = f"{exc.message}: {exc.hints[0]}"
+            if os.environ.get("CI") == "true":
+                pytest.fail(problem)
+            pytest.skip(problem)
+        built.build()
+        yield built

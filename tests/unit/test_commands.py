@@ -185,6 +185,7 @@ def test_a_database_that_does_not_answer_is_a_connect_error_without_its_password
     done = run("status", "--output", "json", MEMHARBOR_DSN="postgresql://me:s3cret@127.0.0.1:1/x")
     assert "s3cret" not in done.stderr + done.stdout
     assert "cannot connect to postgresql://me@127.0.0.1:1/x" in json.loads(done.stdout)["database"]["error"]
+    assert done.returncode == errors.VerificationError.exit_code
 
 
 def test_physical_backups_of_a_foreign_database_name_the_way(monkeypatch: pytest.MonkeyPatch) -> None:

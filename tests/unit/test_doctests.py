@@ -9,11 +9,13 @@ import pkgutil
 import pytest
 
 import memharbor
+import memharbor_custodian
 
 NAMES = [
     module.name
-    for module in pkgutil.walk_packages(memharbor.__path__, "memharbor.")
-    if module.name != "memharbor.__main__"
+    for package in (memharbor, memharbor_custodian)
+    for module in pkgutil.walk_packages(package.__path__, f"{package.__name__}.")
+    if not module.name.endswith(".__main__")
 ]
 
 

@@ -22,7 +22,7 @@ from memharbor.errors import ConfigError
 from memharbor.server_files.postgres import ServerFile
 from memharbor.settings import Settings, load_settings
 from memharbor.stack import StackOutputs
-from memharbor.stack.config import SECRETS_KEY
+from memharbor.stack.config import OFFSITE_KEYS, SECRETS_KEY
 from memharbor.stack.secrets import StackSecrets, certificate_nodes, complete_secrets
 from memharbor_infra import program
 from memharbor_infra.config import read_configuration
@@ -170,7 +170,8 @@ def own_event_loops() -> Iterator[asyncio.AbstractEventLoop]:
 def deploy(stack: str = "unit", **values: str) -> Deployment:
     configuration = read_configuration(stack, config_of(**values))
     contexts = [
-        source_context(name, configuration.settings.base_image) for name in ("postgres", "pgbouncer", "backup-store")
+        source_context(name, configuration.settings.base_image)
+        for name in ("postgres", "pgbouncer", "backup-store", "custodian")
     ]
     return run(lambda: program.compose(configuration, {context.name: context for context in contexts}), stack)
 
@@ -222,7 +223,7 @@ POLICY: dict[str, tuple[Callable[[dict[str, Any]], bool], str]] = {
 def test_every_container(deployment: Deployment, rule: str) -> None:
     holds, exempts_carriers_because = POLICY[rule]
     containers = deployment.services if exempts_carriers_because else deployment.containers
-    assert len(containers) >= 3
+    assert len(containers) >= 4
     for name, container in containers.items():
         assert holds(container.inputs), f"{name}: {rule}"
 
@@ -295,7 +296,7 @@ def test_what_owns_a_port_or_a_data_directory_is_deleted_before_it_is_replaced(d
 
 def test_images_are_rebuilt_when_their_context_changes(deployment: Deployment) -> None:
     built = {name: found.inputs for name, found in deployment.of_type(IMAGE).items() if "build" in found.inputs}
-    assert set(built) == {"postgres-image", "pgbouncer-image", "backup-store-image"}
+    assert set(built) == {"postgres-image", "pgbouncer-image", "backup-store-image", "custodian-image"}
     for inputs in built.values():
         assert inputs["name"].endswith(":" + inputs["triggers"]["context"])
         assert not Path(inputs["build"]["context"]).is_absolute()
@@ -312,7 +313,16 @@ def test_components_carry_their_types_and_own_their_parts(deployment: Deployment
     components = {found.type for found in deployment.resources if found.type.startswith("memharbor:infra:")}
     assert components == {
         f"memharbor:infra:{name}"
-        for name in ("Images", "Network", "DataVolumes", "BackupStore", "Database", "Pooler", "ConfigurationFiles")
+        for name in (
+            "Images",
+            "Network",
+            "DataVolumes",
+            "BackupStore",
+            "Database",
+            "Pooler",
+            "Custodian",
+            "ConfigurationFiles",
+        )
     }
     for found in deployment.resources:
         if found.type.startswith("docker:"):
@@ -323,8 +333,62 @@ def test_the_outputs_are_what_the_command_line_reads(deployment: Deployment) -> 
     outputs = StackOutputs.model_validate(deployment.outputs)
     assert outputs.nodes[0].container == "unit-postgres-0"
     assert outputs.nodes[0].files_volume.startswith("unit-postgres-0-files-")
-    assert outputs.containers == {"pgbouncer": ("unit-pgbouncer-0",), "backup_store": ("unit-backup-store-0",)}
+    assert outputs.containers == {
+        "pgbouncer": ("unit-pgbouncer-0",),
+        "backup_store": ("unit-backup-store-0",),
+        "custodian": ("unit-custodian-0",),
+    }
     assert load_settings(("outputs", outputs.settings))[0] == Settings()
+
+
+OFFSITE = {"offsite_endpoint": "https://copy.example.org", "offsite_bucket": "copies"}
+OFFSITE_KEY = {"offsite_access_key": "AKexample", "offsite_secret_key": "hunter2-secret"}  # pragma: allowlist secret
+
+
+def test_the_custodian_waits_for_the_store_and_has_no_port_and_no_volume_of_its_own(deployment: Deployment) -> None:
+    custodian = deployment.services["custodian-0"]
+    assert "ports" not in custodian.inputs
+    assert [volume["containerPath"] for volume in custodian.inputs["volumes"]] == ["/etc/memharbor"]
+    assert any("backup-store" in dependency for dependency in custodian.request.dependencies)
+
+
+def test_only_the_custodian_gets_the_key_of_the_off_site_copy_and_it_is_encrypted() -> None:
+    deployed = deploy(**OFFSITE, **OFFSITE_KEY)
+    clear = json.dumps([resource.inputs for resource in deployed.resources], default=lambda _: "[secret]")
+    assert "hunter2" not in clear
+    assert "hunter2" not in json.dumps(deployed.outputs, default=str)
+    who = [
+        name
+        for name, carrier in deployed.carriers.items()
+        if "hunter2" in json.dumps(carrier.inputs, default=lambda secret: secret.value)
+    ]
+    assert who == ["custodian-0-files-carrier"]
+
+
+def test_another_off_site_place_replaces_only_the_custodian(deployment: Deployment) -> None:
+    before, after = files_volumes(deployment), files_volumes(deploy(**OFFSITE, **OFFSITE_KEY))
+    assert {name for name in before if before[name] != after[name]} == {"custodian-0"}
+
+
+def test_an_off_site_copy_without_its_key_is_refused() -> None:
+    with pytest.raises(ConfigError, match="the key of its bucket is not") as caught:
+        deploy(**OFFSITE)
+    assert caught.value.hints[1] == "run `pulumi config set --secret offsite_secret_key --stack unit`"
+    with pytest.raises(ConfigError, match="offsite_bucket"):
+        deploy(offsite_endpoint="https://copy.example.org")
+
+
+def test_a_key_that_stands_in_the_config_in_clear_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    config = config_of(**OFFSITE, **OFFSITE_KEY)
+    with pytest.raises(ConfigError, match="offsite_access_key stands in the stack's config in clear") as caught:
+        program.deploy("unit", config)
+    assert "hunter2" not in str(caught.value)
+    composed: list[str] = []
+    monkeypatch.setattr(program, "build_contexts", lambda base_image: {})
+    monkeypatch.setattr(program, "compose", lambda configuration, contexts: composed.append(configuration.stack))
+    monkeypatch.setattr(pulumi.runtime, "is_config_secret", lambda key: key in OFFSITE_KEYS)
+    program.deploy("unit", config)
+    assert composed == ["unit"]
 
 
 def test_only_the_passwords_are_secret_outputs(deployment: Deployment) -> None:
@@ -332,11 +396,31 @@ def test_only_the_passwords_are_secret_outputs(deployment: Deployment) -> None:
 
 
 def test_a_setting_reaches_its_container() -> None:
-    changed = deploy(bind_address="0.0.0.0", postgres_port="25001", pool_port="25002", store_memory_mb="256")
+    changed = deploy(postgres_port="25001", pool_port="25002", store_memory_mb="256")
     assert changed.containers["postgres-0"].inputs["ports"][0]["external"] == 25001
-    assert changed.containers["pgbouncer-0"].inputs["ports"][0]["ip"] == "0.0.0.0"
     assert changed.containers["backup-store-0"].inputs["memory"] == 256
     assert changed.outputs["endpoints"]["rw"] == {"host": "127.0.0.1", "port": 25001, "dbname": "memharbor"}
+
+
+def test_ports_of_all_addresses_need_certificates_for_the_names_that_clients_use() -> None:
+    names = ("db.example.org", "192.0.2.10")
+    public = {"bind_address": "0.0.0.0", "public_names": ",".join(names)}
+    with pytest.raises(ConfigError, match=r"`postgres-0` is not valid for `192.0.2.10`, `db.example.org`") as caught:
+        read_configuration("unit", config_of(**public))
+    assert "memharbor stack init --stack unit" in caught.value.hints[0]
+    renewed = complete_secrets("unit", certificate_nodes(Settings()), SECRETS, public_names=names)
+    changed = run(lambda: program.deploy("unit", config_of(renewed, **public)))
+    assert changed.containers["pgbouncer-0"].inputs["ports"][0]["ip"] == "0.0.0.0"
+    assert changed.outputs["endpoints"]["rw"]["host"] == "127.0.0.1"
+
+
+def test_conflicts_with_what_is_there_are_told_with_the_other_problems_and_register_nothing() -> None:
+    deployments: list[Deployment] = []
+    config = config_of(embedding_dims="0")
+    with pytest.raises(ConfigError, match="2 wrong settings") as caught:
+        deployments.append(run(lambda: program.deploy("unit", config, ["pool_port: 6432 is in use"])))
+    assert deployments == []
+    assert "pool_port: 6432 is in use" in caught.value.message
 
 
 def test_the_pooler_may_open_a_file_for_every_connection() -> None:
@@ -382,7 +466,9 @@ def test_a_config_that_cannot_be_used_is_refused_without_quoting_it(
     assert caught.value.hints
 
 
-def test_the_entry_point_turns_errors_into_a_sentence(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_entry_point_turns_errors_into_a_sentence(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    # It asks for the outputs of the stack: no state of the caller's is to be read.
+    monkeypatch.setenv("PULUMI_BACKEND_URL", f"file://{tmp_path}")
     monkeypatch.setenv("PULUMI_CONFIG", json.dumps({"memharbor:pool_port": "1"}))
     with pytest.raises(pulumi.RunError, match="pool_port"):
         runpy.run_path(str(ROOT / "infra" / "__main__.py"), run_name="__main__")
@@ -467,6 +553,11 @@ def test_the_hash_of_files_follows_content_path_mode_and_owner() -> None:
 def test_the_images_make_the_users_that_the_program_runs() -> None:
     from memharbor_infra import mounts
 
-    users = {"postgres": mounts.POSTGRES_USER, "pgbouncer": mounts.POOLER_USER, "backup-store": mounts.STORE_USER}
+    users = {
+        "postgres": mounts.POSTGRES_USER,
+        "pgbouncer": mounts.POOLER_USER,
+        "backup-store": mounts.STORE_USER,
+        "custodian": mounts.CUSTODIAN_USER,
+    }
     for name, user in users.items():
         assert f"USER {user}\n" in (ROOT / "docker" / name / "Dockerfile").read_text()

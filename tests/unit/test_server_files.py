@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from memharbor.errors import ConfigError
-from memharbor.server_files import backup_store, pgbouncer, postgres
+from memharbor.server_files import backup_store, custodian, pgbouncer, postgres
 from memharbor.server_files.pgbouncer import pool_limits, render_pgbouncer_ini, render_pgbouncer_users
 from memharbor.server_files.postgres import (
     ServerFile,
@@ -95,6 +95,7 @@ def test_nobody_logs_in_without_tls_and_a_password_but_the_superuser_on_the_sock
     lines = [line.split() for line in render_pg_hba().splitlines() if not line.startswith("#")]
     assert lines == [
         ["local", "all", "postgres", "peer"],
+        ["local", "replication", "postgres", "peer"],
         ["local", "all", "all", "scram-sha-256"],
         ["hostssl", "replication", "memharbor_replicator", "all", "scram-sha-256"],
         ["hostssl", "all", "all", "all", "scram-sha-256"],
@@ -107,8 +108,13 @@ def test_each_stack_has_a_repository_of_its_own() -> None:
 
 
 def test_retention_follows_the_settings() -> None:
-    conf = ini(render_pgbackrest_conf(Settings(backup_retention_full=7), "dev"))
-    assert conf["global"]["repo1-retention-full"] == "7"
+    settings = Settings(backup_retention_full=7, backup_retention_days=30)
+    files = {file.path: file.content for file in postgres.postgres_files(settings, "dev", SECRETS, "postgres-0")}
+    assert files["backup/retention"] == "7 30\n"
+    # Whoever calls pgBackRest by hand expires nothing.
+    conf = ini(render_pgbackrest_conf(settings, "dev"))
+    assert conf["global"]["expire-auto"] == "n"
+    assert int(conf["global"]["repo1-retention-full"]) > 1_000_000
     assert conf["global"]["log-level-console"] == "warn"
     assert conf["main"]["pg1-path"] == "/var/lib/postgresql/18/data"
 
@@ -190,6 +196,7 @@ ALL_FILES = {
     "postgres": postgres.postgres_files(Settings(), "dev", SECRETS, "postgres-0"),
     "pgbouncer": pgbouncer.pgbouncer_files(Settings(), SECRETS, "pgbouncer-0"),
     "backup-store": backup_store.store_files(SECRETS, "backup-store-0"),
+    "custodian": custodian.custodian_files(Settings(), "dev", SECRETS, None),
 }
 
 
@@ -210,7 +217,7 @@ def test_a_file_with_a_secret_is_marked_as_one(service: str) -> None:
 @pytest.mark.parametrize("service", ALL_FILES)
 def test_a_service_gets_no_secret_that_it_does_not_need(service: str) -> None:
     whole = "".join(file.content for file in ALL_FILES[service])
-    needed = {"postgres": {"admin"}, "pgbouncer": {"pooler"}, "backup-store": set()}[service]
+    needed = {"postgres": {"admin"}, "pgbouncer": {"pooler"}, "backup-store": set(), "custodian": set()}[service]
     assert {role for role in ROLE_NAMES if SECRETS.passwords[role] in whole} == needed
     store_keys = {key for key, secret in SECRETS.store_secrets.items() if secret in whole}
     assert (
@@ -219,9 +226,39 @@ def test_a_service_gets_no_secret_that_it_does_not_need(service: str) -> None:
             "postgres": {"pgbackrest"},
             "pgbouncer": set(),
             "backup-store": {"root", "custodian", "pgbackrest"},
+            "custodian": {"custodian"},
         }[service]
     )
     assert SECRETS.authority.key not in whole
+
+
+OFFSITE = Settings(offsite_endpoint="https://copy.example.org", offsite_bucket="copies", offsite_interval_minutes=7)
+
+
+def custodian_texts(settings: Settings) -> dict[str, str]:
+    files = custodian.custodian_files(settings, "dev", SECRETS, ("access", "hunter2"))  # pragma: allowlist secret
+    return {file.path: file.content for file in files}
+
+
+def test_the_custodian_copies_only_where_there_is_an_off_site_place() -> None:
+    without, with_copy = custodian_texts(Settings()), custodian_texts(OFFSITE)
+    assert [line.split()[-1] for line in without["custodian/crontab"].splitlines()[1:]] == ["purge"]
+    assert with_copy["custodian/crontab"].splitlines()[2].startswith("*/7 * * * * ")
+    assert json.loads(without["custodian/config.json"])["offsite"] is None
+    assert "hunter2" not in "".join(without.values())
+    assert json.loads(with_copy["secrets/custodian.json"])["offsite"] == ["access", "hunter2"]
+
+
+def test_the_off_site_copy_lies_in_a_folder_of_the_stack() -> None:
+    assert json.loads(custodian_texts(OFFSITE)["custodian/config.json"])["offsite"]["folder"] == "dev/"
+    named = OFFSITE.model_copy(update={"offsite_folder": "a/b"})
+    assert json.loads(custodian_texts(named)["custodian/config.json"])["offsite"]["folder"] == "a/b/"
+
+
+def test_a_private_ca_of_the_off_site_service_reaches_the_custodian() -> None:
+    assert "tls/offsite-ca.crt" not in custodian_texts(OFFSITE)
+    private = OFFSITE.model_copy(update={"offsite_ca_certificate": "PEM"})
+    assert custodian_texts(private)["tls/offsite-ca.crt"] == "PEM\n"
 
 
 def test_modes_are_those_that_the_servers_accept() -> None:

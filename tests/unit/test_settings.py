@@ -54,6 +54,8 @@ def test_all_problems_are_reported_at_once_with_their_origin() -> None:
         ({"database": "Robert'); --"}, "database"),
         ({"bind_address": "example.org"}, "bind_address"),
         ({"postgres_port": 80}, "postgres_port"),
+        ({"bind_address": "0.0.0.0"}, "public_names: must name"),
+        ({"public_names": "db.example.org, not_a_name,*.x,0.0.0.0"}, "`not_a_name`.*\n.*`\\*.x`.*\n.*`0.0.0.0`"),
     ],
 )
 def test_what_does_not_fit_is_refused(wrong: dict[str, object], said: str) -> None:
@@ -65,6 +67,11 @@ def test_the_pools_leave_the_connections_that_are_reserved() -> None:
     Settings(max_connections=30 + RESERVED_CONNECTIONS)
     with pytest.raises(ValidationError, match="max_connections"):
         Settings(max_connections=30 + RESERVED_CONNECTIONS - 1)
+
+
+def test_public_names_are_spelled_as_certificates_spell_them() -> None:
+    settings = Settings(bind_address="::", public_names=" DB.example.org,192.0.2.10 ,,2001:DB8:0::1,db.example.org")
+    assert settings.public_name_list == ("db.example.org", "192.0.2.10", "2001:db8::1")
 
 
 def test_settings_are_frozen() -> None:

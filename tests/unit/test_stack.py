@@ -17,7 +17,8 @@ from hypothesis import strategies as st
 from psycopg.conninfo import conninfo_to_dict
 from pydantic import SecretStr
 
-from memharbor.errors import ConfigError, ExternalToolError
+from memharbor.errors import ConfigError, ExternalToolError, StateRefusedError
+from memharbor.output import Output
 from memharbor.settings import Settings
 from memharbor.stack import (
     StackOutputs,
@@ -25,14 +26,21 @@ from memharbor.stack import (
     dsn,
     environment,
     find_leader,
+    init,
     provisioner,
     read_outputs,
 )
 from memharbor.stack import outputs as stack_outputs
-from memharbor.stack.certificates import LEAF_DAYS, RENEWAL_DAYS, find_expiry
+from memharbor.stack.certificates import LEAF_DAYS, RENEWAL_DAYS, certificate_names, find_expiry
 from memharbor.stack.config import SECRETS_KEY, check_stack_name
-from memharbor.stack.init import init_stack
-from memharbor.stack.secrets import ROLE_NAMES, certificate_nodes, complete_secrets, parse_secrets
+from memharbor.stack.init import destroy_stack, init_stack
+from memharbor.stack.secrets import (
+    ROLE_NAMES,
+    certificate_nodes,
+    check_public_names,
+    complete_secrets,
+    parse_secrets,
+)
 
 
 def endpoint(port: int, dbname: str = "memharbor", host: str = "127.0.0.1") -> dict[str, Any]:
@@ -340,6 +348,23 @@ def test_a_leaf_certificate_that_soon_expires_is_renewed_under_the_same_authorit
     assert complete_secrets("dev", ["postgres-0"], fresh, now=now) is fresh
 
 
+def test_other_public_names_make_new_certificates_for_what_is_published_only() -> None:
+    nodes, names = certificate_nodes(Settings()), ("db.example.org", "2001:db8::1")
+    old = complete_secrets("dev", nodes)
+    check_public_names("dev", old, ())
+    with pytest.raises(ConfigError, match=r"not valid for `2001:db8::1`, `db.example.org`"):
+        check_public_names("dev", old, names)
+    fresh = complete_secrets("dev", nodes, old, public_names=names)
+    check_public_names("dev", fresh, names)
+    assert set(names) < set(certificate_names(fresh.certificates["pgbouncer-0"].certificate))
+    assert fresh.certificates["backup-store-0"] == old.certificates["backup-store-0"]
+    assert fresh.authority == old.authority
+    assert complete_secrets("dev", nodes, fresh, public_names=names) is fresh
+    # Names that were taken back are in no certificate any more.
+    again = complete_secrets("dev", nodes, fresh)
+    assert not set(names) & set(certificate_names(again.certificates["pgbouncer-0"].certificate))
+
+
 def test_secrets_are_long_different_and_need_no_quoting() -> None:
     made = complete_secrets("dev", [])
     values = [*made.passwords.values(), *made.store_secrets.values(), made.repository_passphrase]
@@ -421,6 +446,38 @@ def test_a_dry_run_of_init_says_what_it_would_do_and_does_nothing(checkout: Path
     assert not (checkout / ".memharbor").exists()
 
 
+def test_init_writes_an_escrow_file_and_says_once_to_keep_it_elsewhere(checkout: Path) -> None:
+    report = init_stack("dev", {})
+    assert any("keep a copy of" in note and str(report.escrow) in note for note in report.notes)
+    assert stat.S_IMODE(report.escrow.stat().st_mode) == 0o600
+    assert init_stack("dev", {}).notes == []
+
+
+def test_init_from_an_escrow_file_takes_its_secrets_and_settings(checkout: Path) -> None:
+    kept = checkout / "kept.json"
+    kept.write_bytes(init_stack("dev", {"embedding_dims": "384"}).escrow.read_bytes())
+    made = json.loads((checkout / "state.json").read_text())["dev"]
+    (checkout / "state.json").unlink()
+    report = init_stack("dev", {}, escrow_file=kept)
+    config = json.loads((checkout / "state.json").read_text())["dev"]
+    assert parse_secrets(config[SECRETS_KEY]) == parse_secrets(made[SECRETS_KEY])
+    assert config["memharbor:embedding_dims"] == "384"
+    assert report.notes == []
+    assert "secrets of the escrow file taken" in report.text
+
+
+def test_init_never_replaces_secrets_by_those_of_an_escrow_file(checkout: Path) -> None:
+    kept = checkout / "kept.json"
+    kept.write_bytes(init_stack("dev", {}).escrow.read_bytes())
+    assert init_stack("dev", {}, escrow_file=kept).changed is False
+    (checkout / "state.json").unlink()
+    init_stack("dev", {})
+    before = (checkout / "state.json").read_bytes()
+    with pytest.raises(StateRefusedError, match="other secrets"):
+        init_stack("dev", {}, escrow_file=kept)
+    assert (checkout / "state.json").read_bytes() == before
+
+
 def test_no_secret_is_an_argument(checkout: Path) -> None:
     init_stack("dev", {})
     made = parse_secrets(json.loads((checkout / "state.json").read_text())["dev"][SECRETS_KEY])
@@ -433,6 +490,32 @@ def test_a_wrong_setting_makes_no_stack(checkout: Path) -> None:
     with pytest.raises(ConfigError, match="pool_port"):
         init_stack("dev", {"pool_port": "1"})
     assert not (checkout / "state.json").exists()
+
+
+class EmptyEngine:
+    """An engine that has nothing of a stack."""
+
+    def __init__(self, stack: str) -> None:
+        self.stack = stack
+
+    def names(self) -> list[str]:
+        return []
+
+
+@pytest.mark.parametrize("dry_run", [True, False])
+@pytest.mark.parametrize(
+    ("stacks", "said"),
+    [(["prod", "dev"], "there is no stack `dve`, .*; there are `dev`, `prod`$"), ([], "; there is none$")],
+)
+def test_destroying_a_stack_that_is_none_is_refused_with_those_that_there_are(
+    checkout: Path, monkeypatch: pytest.MonkeyPatch, stacks: list[str], said: str, dry_run: bool
+) -> None:
+    (checkout / "state.json").write_text(json.dumps({name: {} for name in stacks}))
+    monkeypatch.setattr(init, "StackResources", EmptyEngine)
+    with pytest.raises(ConfigError, match=said) as caught:
+        destroy_stack("dve", Output(), dry_run=dry_run)
+    assert len(caught.value.hints) == 1
+    assert {tuple(call[:2]) for call in calls(checkout)} == {("stack", "ls")}
 
 
 @pytest.mark.parametrize("name", ["", "Dev", "1dev", "dev_1", "a" * 32, "dev;rm", "-dev"])

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from memharbor.status import status_text
+import pytest
+
+from memharbor.status import is_down, status_text
 
 GOOD = {
     "target": "stack dev",
@@ -10,7 +12,15 @@ GOOD = {
     "containers": [{"name": "dev-postgres-0", "health": "healthy"}],
     "pools": [{"user": "memharbor_app", "database": "memharbor", "cl_active": "2", "cl_waiting": "0"}],
     "archive": {"last_segment": "000000010000000000000003", "age_seconds": 30, "waiting_segments": 0},
-    "backups": {"count": 2, "last": "20260101-000000F", "age_seconds": 7300},
+    "backups": {
+        "count": 2,
+        "last": "20260101-000000F",
+        "age_seconds": 7300,
+        "last_is_verified": False,
+        "last_verified_at": None,
+        "drill_schedule": None,
+        "is_drill_overdue": False,
+    },
 }
 
 
@@ -43,3 +53,20 @@ def test_a_part_that_cannot_be_read_does_not_hide_the_others() -> None:
     said = status_text({**GOOD, "archive": {"error": "cannot connect to x"}})
     assert "archive     cannot connect to x" in said
     assert "backups     2" in said
+
+
+@pytest.mark.parametrize(
+    ("changes", "down"),
+    [
+        ({}, False),
+        ({"archive": {"error": "cannot connect to x"}}, True),
+        ({"containers": {"error": "the Docker engine failed"}}, True),
+        ({"containers": [{"name": "dev-postgres-0", "health": "healthy"}, {"name": "p", "health": "missing"}]}, True),
+        ({"containers": [{"name": "dev-postgres-0", "health": "exited"}]}, True),
+        ({"backups": {"count": 0, "last": None, "age_seconds": None}}, False),
+    ],
+)
+def test_it_is_down_where_a_part_cannot_be_read_or_a_container_is_not_well(
+    changes: dict[str, object], down: bool
+) -> None:
+    assert is_down({**GOOD, **changes}) is down

@@ -8,8 +8,8 @@ from hypothesis import strategies as st
 from psycopg.conninfo import conninfo_to_dict
 
 from memharbor.errors import ConfigError
-from memharbor.settings import Settings
-from memharbor.target import find_target, spell_uri
+from memharbor.settings import Settings, load_settings
+from memharbor.target import find_target, name_origins, spell_uri
 from memharbor.validation import ValidationContext
 
 URI = "postgresql://admin:hunter2@db.example:5433/memories?sslmode=verify-full"  # pragma: allowlist secret
@@ -63,3 +63,23 @@ def test_passwords_do_not_appear_where_targets_are_shown() -> None:
         assert "hunter2" not in shown
         assert "ss/w" not in shown
         assert "ss%2Fw" not in shown
+
+
+def test_the_origin_of_a_deployed_setting_is_its_config_or_the_default() -> None:
+    deployed, origins = load_settings(
+        ("environment", {"hnsw_m": "8"}),
+        ("stack dev", Settings(embedding_dims=384, pool_size=20, pool_port=7000).model_dump()),
+    )
+    config = {"embedding_dims": "384", "pool_size": "30"}
+    named = name_origins("dev", deployed, origins, config)
+    assert named["hnsw_m"] == "environment"
+    assert named["embedding_dims"] == "config of stack dev"
+    assert named["leakproof"] == "default"
+    assert named["pool_size"] == "stack dev as deployed, the next `pulumi up` sets 30"
+    assert named["pool_port"] == "stack dev as deployed, the next `pulumi up` sets 6432"
+    assert set(named) == set(Settings.model_fields)
+
+
+def test_a_config_that_is_wrong_leaves_the_origins_as_the_outputs_tell_them() -> None:
+    deployed, origins = load_settings(("stack dev", Settings().model_dump()))
+    assert name_origins("dev", deployed, origins, {"pool_port": "x"}) == origins

@@ -334,6 +334,23 @@ def test_without_an_engine_and_without_root_it_says_what_to_install_and_runs_not
     assert not kept.root.exists()
 
 
+def test_systemd_starts_the_engine_where_there_is_one_and_the_reason_is_said(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    host = f"unix://{tmp_path}/none.sock"
+    monkeypatch.setattr(engine, "find_host", lambda environment: host)
+    monkeypatch.setattr(engine, "_START_TIMEOUT_SECONDS", 0)
+    rooted, said = FakeMachine(root=True, systemd=True), io.StringIO()
+    rooted.programs["apt-get"] = [Path("/usr/bin/apt-get")]
+    context = Context(ROOT, PINS, rooted, cache.Cache(tmp_path / "cache"), Reporter(said), "amd64")
+    with pytest.raises(ToolchainError, match="dockerd does not answer"):
+        engine.EngineStep(context).provide()
+    assert [command[0] for command in rooted.commands] == ["apt-get", "apt-get", "systemctl"]
+    assert "docker.io" in rooted.commands[1]
+    assert rooted.commands[2][1:] == ["enable", "--now", "docker"]
+    assert f"install the distribution's `docker.io` and start it: none answers at `{host}`" in said.getvalue()
+
+
 def test_docker_host_is_honoured_and_never_replaced(tmp_path: Path) -> None:
     host = f"unix://{tmp_path}/none.sock"
     rooted = FakeMachine(root=True, DOCKER_HOST=host)
@@ -662,6 +679,22 @@ def test_packages_are_installed_again_when_the_lock_changes(
     assert all("--require-hashes" in command for command in machine.commands)
     (checkout / "requirements.lock").write_text("one==2\n")
     assert "was changed" in step.inspect().reason
+
+
+# Builds.
+
+
+def test_a_build_keeps_the_users_go_settings_and_writes_nothing_into_the_users_home(
+    context: Context, machine: FakeMachine, tmp_path: Path
+) -> None:
+    builder = builds.GoBuilder(context, tmp_path / "python")
+    context.cache.work.mkdir(parents=True)
+    variables = builder._describe_environment(tmp_path / "go")
+    assert variables["GOENV"] == "/nowhere/.config/go/env"
+    inside = {"GOCACHE", "GOMODCACHE", "GOPATH", "GOTMPDIR", "XDG_CONFIG_HOME"}
+    assert all(variables[name].startswith(str(context.cache.work)) for name in inside)
+    machine.environment = {**machine.environment, "GOENV": "/mine/env"}
+    assert builder._describe_environment(tmp_path / "go")["GOENV"] == "/mine/env"
 
 
 # What is pinned belongs together.

@@ -2,11 +2,12 @@ from __future__ import annotations
 
 import sys
 
+import psycopg
 import pytest
 
 from memharbor.errors import StateRefusedError
 from memharbor.settings import Settings
-from memharbor.validation import CHECKS, CheckResult, ValidationContext, run_checks
+from memharbor.validation import CHECKS, CheckResult, ValidationContext, run_checks, runner
 from memharbor.validation.probe import Probe
 from memharbor.validation.results import CheckError, NotApplicableError, require
 from memharbor.validation.runner import run_check
@@ -29,16 +30,36 @@ def test_the_checks_are_the_nine_of_the_validation_suite() -> None:
     ]
 
 
-def test_a_database_out_of_reach_fails_every_check_and_says_why_without_the_password() -> None:
+def test_a_database_out_of_reach_is_told_once_with_the_next_command_and_without_the_password() -> None:
     told: list[CheckResult] = []
     results = run_checks(CONTEXT, on_result=told.append)
     assert told == results
     assert [result.name for result in results] == [*(name for name, _ in CHECKS), "clean-up"]
-    states = {result.name: result.state for result in results}
-    assert states.pop("backup") == "not applicable"
-    assert set(states.values()) == {"failed"}
-    assert "cannot connect to postgresql://app@127.0.0.1:1/memharbor" in results[0].detail
+    first, *others = results
+    assert first.state == "failed"
+    assert "cannot connect to postgresql://app@127.0.0.1:1/memharbor" in first.detail
+    assert first.hint == "memharbor doctor"
+    assert {(result.state, result.detail) for result in others} == {("not run", "`pgvector` could not connect")}
     assert not any("s3cret" in result.detail + result.hint for result in results)
+
+
+def test_a_server_that_is_lost_on_the_way_ends_the_checks_but_not_the_clean_up(monkeypatch: pytest.MonkeyPatch) -> None:
+    def lose(probe: Probe) -> str:
+        raise psycopg.OperationalError("server closed the connection unexpectedly")
+
+    def refuse(probe: Probe) -> str:
+        raise psycopg.errors.InsufficientPrivilege("permission denied")
+
+    checks = (("one", refuse), ("two", lose), ("three", lambda probe: "never made"))
+    monkeypatch.setattr(runner, "CHECKS", checks)
+    monkeypatch.setattr(runner, "remove_probes", lambda probe: "0 memories removed")
+    results = run_checks(CONTEXT)
+    assert [(result.name, result.state, result.hint) for result in results] == [
+        ("one", "failed", ""),
+        ("two", "failed", "memharbor doctor"),
+        ("three", "not run", ""),
+        ("clean-up", "ok", ""),
+    ]
 
 
 def fail(error: Exception) -> CheckResult:

@@ -9,14 +9,17 @@ from __future__ import annotations
 
 import json
 import re
+import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import Any, Literal
 
+from memharbor.backup.retention import Expired, parse_expire
 from memharbor.backup.wal import Segment, leads_to, parse_history, parse_lsn, parse_segment
 from memharbor.containers import Containers, Finished
 from memharbor.errors import ExternalToolError, SourceDataError, StateRefusedError
+from memharbor.server_files.postgres import BACKUP_PROGRAM, PRUNE_PROGRAM
 
 BackupType = Literal["full", "diff", "incr"]
 OnPercent = Callable[[float], None]
@@ -24,7 +27,9 @@ OnPercent = Callable[[float], None]
 _PERCENT = re.compile(r"(\d+(?:\.\d+)?)%\)")
 # What an engine answers for a command whose container ends before or under it.
 _CONTAINER_ENDED = (126, 137)
+_LOCK_TIMEOUT_SECONDS = 60
 _LOCK_HELD = 50  # pgBackRest error code: unable to acquire lock
+_NOT_LEADING = 69  # of docker/postgres/backup
 
 # `status.code` of `pgbackrest info --output=json`. Source: pgBackRest 2.60, command/info.
 _OK, _MISSING_STANZA_PATH, _NO_BACKUP, _MISSING_STANZA_DATA = 0, 1, 2, 3
@@ -48,6 +53,10 @@ class Backup:
     references: tuple[str, ...]
     has_error: bool
     annotations: dict[str, str]
+    # PostgreSQL's major version, as it was; empty where the repository does not say.
+    postgres_version: str = ""
+    # Whether it is of the cluster that the stanza is for now; an older one's WAL leads nowhere.
+    is_of_present_cluster: bool = True
 
 
 class BackupEngine:
@@ -82,7 +91,8 @@ class BackupEngine:
                 f"the backup repository cannot be read: {message}{_repository_errors(info)}",
                 hint="run `memharbor doctor`",
             )
-        return sorted((_backup(raw) for raw in info.get("backup", [])), key=lambda backup: backup.ended_at)
+        databases = info.get("db", [])
+        return sorted((_backup(raw, databases) for raw in info.get("backup", [])), key=lambda backup: backup.ended_at)
 
     def get_backup(self, backup_id: str) -> Backup:
         """
@@ -100,26 +110,70 @@ class BackupEngine:
         """
         Make a backup and return it as the repository lists it.
 
-        A `diff` or `incr` without a full backup before it becomes a full one; the result says so.
+        A `diff` or `incr` without a full backup before it becomes a full one; the result says so. Users' fingerprints are
+        recorded with it, and what the retention no longer promises is expired (docker/postgres/backup).
 
         Raises:
-            StateRefusedError: Another backup is running.
+            StateRefusedError: Another backup is running, or the server is down.
             ExternalToolError: pgBackRest failed; what was there before is untouched.
         """
         before = {backup.id for backup in self.list_backups()}
         self.ensure_stanza()
-
-        arguments = ("backup", f"--type={backup_type}", "--log-level-console=detail")
-        done = self._pgbackrest(*arguments, on_line=percent_reader(on_percent))
+        try:
+            done = self._run([BACKUP_PROGRAM, backup_type, "--watched"], on_line=percent_reader(on_percent))
+        except KeyboardInterrupt:
+            # Nobody waits for it any more, and the next one must not find it running.
+            self._run([BACKUP_PROGRAM, "stop"])
+            raise
         if done.exit_code == _LOCK_HELD:
             raise StateRefusedError(
                 "another backup of this stack is running", hint="wait, then run `memharbor backup list`"
             )
+        if done.exit_code == _NOT_LEADING:
+            raise StateRefusedError("the database is down or does not lead", hint="run `memharbor doctor`")
         self._check(done, "pgbackrest backup")
         created = [backup for backup in self.list_backups() if backup.id not in before]
         if not created or created[-1].has_error:
             raise ExternalToolError("pgBackRest reported success, but the repository lists no new good backup")
         return created[-1]
+
+    def prune(self, *, dry_run: bool = False) -> Expired:
+        """
+        Expire the backups and WAL that the stack's retention no longer promises, with the very program of the schedule.
+
+        Args:
+            dry_run: Only say what would go.
+
+        Raises:
+            StateRefusedError: A backup is running.
+            ExternalToolError: pgBackRest failed.
+        """
+        segments = [segment.name for segment in self.list_segments()]
+        done = self._run([PRUNE_PROGRAM, *(["--dry-run"] if dry_run else [])])
+        if done.exit_code == _LOCK_HELD:
+            raise StateRefusedError("a backup of this stack is running", hint="wait, then run `memharbor backup prune`")
+        return parse_expire(self._check(done, "pgbackrest expire").stdout, segments)
+
+    def annotate(self, backup_id: str, key: str, value: str) -> None:
+        """
+        Note something on a backup; an older note of that name is replaced.
+
+        Waits for a backup that is running, which holds the same lock, for up to a minute.
+
+        Raises:
+            ExternalToolError: pgBackRest failed.
+        """
+        self._wait_for_lock(f"--set={backup_id}", f"--annotation={key}={value}", "annotate")
+
+    def _wait_for_lock(self, *arguments: str) -> None:
+        """Run a command that needs a lock which archiving or a backup may hold, and wait for it for up to a minute."""
+        deadline = time.monotonic() + _LOCK_TIMEOUT_SECONDS
+        while True:
+            done = self._pgbackrest(*arguments)
+            if done.exit_code != _LOCK_HELD or time.monotonic() > deadline:
+                break
+            time.sleep(1)
+        self._check(done, f"pgbackrest {arguments[-1]}")
 
     def ensure_stanza(self) -> None:
         """
@@ -129,6 +183,17 @@ class BackupEngine:
         """
         if self._info()["status"]["code"] in (_MISSING_STANZA_PATH, _MISSING_STANZA_DATA):
             self._check(self._pgbackrest("stanza-create"), "pgbackrest stanza-create")
+
+    def adopt_cluster(self) -> None:
+        """
+        Make the repository belong to the cluster that runs now; the backups of the one before lead nowhere any more.
+
+        Raises:
+            ExternalToolError: pgBackRest failed.
+        """
+        self.ensure_stanza()
+        if self.foreign_system_id() is not None:
+            self._wait_for_lock("stanza-upgrade")
 
     def foreign_system_id(self) -> str | None:
         """
@@ -201,7 +266,14 @@ class BackupEngine:
         """Run a command beside pgBackRest, also while the server is stopped, whatever its exit code."""
         return self._run(list(command))
 
-    def find_backup_before(self, *, timeline: int, lsn: int | None = None, at: datetime | None = None) -> Backup | None:
+    def find_backup_before(
+        self,
+        *,
+        timeline: int,
+        lsn: int | None = None,
+        at: datetime | None = None,
+        among: Sequence[Backup] | None = None,
+    ) -> Backup | None:
         """
         Find the newest backup from which a target can be reached.
 
@@ -209,9 +281,10 @@ class BackupEngine:
             timeline: The timeline to recover to.
             lsn: The target's position; `None` is the end of the timeline.
             at: The target's instant, aware; `None` is no limit.
+            among: The backups to choose from, oldest first; all of them by default.
         """
         history = self.history(timeline)
-        for backup in reversed(self.list_backups()):
+        for backup in reversed(self.list_backups() if among is None else among):
             if (
                 not backup.has_error
                 and leads_to(backup.timeline, backup.stop_lsn, target_timeline=timeline, history=history)
@@ -236,7 +309,8 @@ class BackupEngine:
     def _info(self) -> dict[str, Any]:
         done = self._check(self._pgbackrest("info", "--output=json"), "pgbackrest info")
         try:
-            stanzas = [stanza for stanza in json.loads(done.stdout) if stanza["name"] == self.stanza]
+            # Not strict: a file that another key decrypts to is quoted as the bytes that came out.
+            stanzas = [stanza for stanza in json.loads(done.stdout, strict=False) if stanza["name"] == self.stanza]
         except (ValueError, KeyError) as exc:
             raise ExternalToolError(f"`pgbackrest info` answered with an unknown shape: {exc}") from exc
         if not stanzas:
@@ -291,13 +365,22 @@ def percent_reader(on_percent: OnPercent | None) -> Callable[[str], None] | None
 
 def _repository_errors(info: dict[str, Any]) -> str:
     messages = [repo["status"]["message"] for repo in info.get("repo", []) if repo["status"]["code"] != _OK]
-    return "".join(f"\n{message}" for message in dict.fromkeys(messages))
+    said = "".join(f"\n{_printable(message)}" for message in dict.fromkeys(messages))
+    if any(kind in said for kind in ("FormatError", "CryptoError")):
+        said += "\nits passphrase is not the one that it was written with, or its info files are damaged"
+    return said
 
 
-def _backup(raw: dict[str, Any]) -> Backup:
+def _printable(text: str) -> str:
+    return "".join(char if char.isprintable() or char == "\n" else "\N{REPLACEMENT CHARACTER}" for char in text)[:1000]
+
+
+def _backup(raw: dict[str, Any], databases: Sequence[dict[str, Any]]) -> Backup:
     segment = parse_segment(raw["archive"]["start"])
     if segment is None:
         raise SourceDataError(f"backup `{raw['label']}` names no WAL segment")
+    cluster = raw.get("database", {}).get("id")
+    versions = {database["id"]: str(database["version"]) for database in databases}
     size = raw["info"]
     repository = size["repository"]
     return Backup(
@@ -316,4 +399,6 @@ def _backup(raw: dict[str, Any]) -> Backup:
         references=tuple(raw.get("reference") or ()),
         has_error=bool(raw.get("error")),
         annotations=raw.get("annotation") or {},
+        postgres_version=versions.get(cluster, ""),
+        is_of_present_cluster=not versions or cluster == max(versions),
     )

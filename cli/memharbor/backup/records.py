@@ -80,7 +80,9 @@ class Records:
             ExternalToolError: The store cannot be read.
             SourceDataError: A record is no JSON object.
         """
-        script = '"$0" list "$1" | while read -r path; do printf "%s\\t" "$path"; "$0" get "$path" || exit; echo; done'
+        # The line end after the list: a last line without one would not be read, and its record would be left out.
+        listed = '{ "$0" list "$1" && echo; } | while read -r path; do [ -n "$path" ] || continue'
+        script = f'{listed}; printf "%s\\t" "$path"; "$0" get "$path" || exit; echo; done'
         said = self._check(self._run(f"set -o pipefail 2>/dev/null; {script}", folder), "read", folder).stdout
         rows = (line.partition("\t") for line in said.splitlines() if line)
         return {path: _parse(path, text) for path, _, text in rows}

@@ -13,7 +13,11 @@ from dataclasses import dataclass
 
 SEGMENT_BYTES = 16 * 1024 * 1024
 _SEGMENTS_PER_ID = 0x1_0000_0000 // SEGMENT_BYTES
-_SEGMENT_NAME = re.compile(r"^([0-9A-F]{8})([0-9A-F]{8})([0-9A-F]{8})(?:$|[.-])")
+_SEGMENT_NAME = re.compile(r"^([0-9A-F]{8})([0-9A-F]{8})([0-9A-F]{8})(?:$|-)")
+_HISTORY_NAME = re.compile(r"^([0-9A-F]{8})\.history$")
+_HISTORY_LINE = re.compile(r"^([0-9]+)\t([0-9A-F]{1,8}/[0-9A-F]{1,8})\t([^\x00-\x08\x0b-\x1f\x7f\ufffd]*)$")
+# What PostgreSQL writes into a history file when recovery ended because there was no more WAL.
+_END_OF_WAL = "no recovery target specified"
 _RESTORE_POINT = re.compile(r"lsn: ([0-9A-F]+/[0-9A-F]+).* desc: RESTORE_POINT (.*)$")
 
 
@@ -41,11 +45,11 @@ def parse_segment(name: str) -> Segment | None:
 
     >>> parse_segment("000000010000000100000002-0a1b.zst")
     Segment(timeline=1, number=258)
-    >>> parse_segment("00000002.history") is None
-    True
+    >>> [parse_segment(name) for name in ("00000002.history", "000000010000000100000002.partial-0a1b.zst")]
+    [None, None]
     """
     found = _SEGMENT_NAME.match(name)
-    if found is None or name.endswith((".partial", ".backup")):
+    if found is None:
         return None
     timeline, high, low = (int(part, 16) for part in found.groups())
     return Segment(timeline, high * _SEGMENTS_PER_ID + low)
@@ -117,6 +121,52 @@ def parse_history(text: str) -> dict[int, int]:
     """
     rows = (line.split() for line in text.splitlines() if line.strip() and not line.lstrip().startswith("#"))
     return {int(row[0]): parse_lsn(row[1]) for row in rows}
+
+
+def parse_history_name(name: str) -> int | None:
+    """
+    Read the timeline out of a history file's name; `None` for other files.
+
+    >>> parse_history_name("0000000A.history")
+    10
+    """
+    found = _HISTORY_NAME.match(name)
+    return int(found[1], 16) if found else None
+
+
+def history_problem(timeline: int, text: str) -> str | None:
+    r"""
+    Say what is wrong with a history file, which carries no checksum; `None` where it is well formed.
+
+    >>> history_problem(3, "1\t0/5000060\tbefore 2026\n2\t0/70000A0\tno recovery target specified\n") is None
+    True
+    >>> history_problem(2, "1\t0/5\x0100060\tbefore 2026\n")
+    'line 1 is unreadable'
+    """
+    left: list[tuple[int, int]] = []
+    for number, line in enumerate(text.split("\n"), start=1):
+        if not line.strip() or line.startswith("#"):
+            continue
+        found = _HISTORY_LINE.match(line)
+        if found is None:
+            return f"line {number} is unreadable"
+        left.append((int(found[1]), parse_lsn(found[2])))
+    if not left:
+        return "it names no timeline"
+    if left != sorted(left) or left[-1][0] >= timeline or len({ancestor for ancestor, _ in left}) < len(left):
+        return "its timelines are out of order"
+    return None
+
+
+def ended_at_end_of_wal(text: str) -> int | None:
+    r"""
+    Name the position where a timeline began because recovery found no more WAL; `None` where a target ended it.
+
+    >>> ended_at_end_of_wal("1\t0/5000060\tno recovery target specified\n")
+    83886176
+    """
+    last = [line for line in text.splitlines() if line.strip()][-1:]
+    return parse_lsn(last[0].split()[1]) if last and last[0].endswith(_END_OF_WAL) else None
 
 
 def leads_to(timeline: int, stop_lsn: int, *, target_timeline: int, history: dict[int, int]) -> bool:

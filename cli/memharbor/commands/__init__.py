@@ -23,12 +23,20 @@ from memharbor.output import Output
 
 COMMANDS = {
     "backup": ("memharbor.commands.backup", "Create and list backups."),
+    "bench": ("memharbor.commands.bench", "Measure two ways of the same work side by side."),
+    "checkpoint": ("memharbor.commands.checkpoint", "Name a state of the memories, to roll back to."),
     "doctor": ("memharbor.commands.doctor", "Find what is wrong, before anything exists as well as after."),
+    "drill": ("memharbor.commands.drill", "Prove a backup by restoring it."),
     "restore": ("memharbor.commands.restore", "Restore the stack's database from its backups."),
+    "rollback": (
+        "memharbor.commands.rollback",
+        "Roll back to a checkpoint, exactly: to the row and to the bits of every vector.",
+    ),
     "schema": ("memharbor.commands.schema", "Render, plan, apply and verify the schema."),
     "settings": ("memharbor.commands.settings", "Show every setting with its origin."),
     "stack": ("memharbor.commands.stack", "Initialize a stack and show how to reach it."),
     "status": ("memharbor.commands.status", "Show what runs, what is stored and how well it is backed up."),
+    "user": ("memharbor.commands.user", "Back up, restore, show and erase one user."),
     "validate": ("memharbor.commands.validate", "Check a live stack with real Mem0, and clean up."),
 }
 

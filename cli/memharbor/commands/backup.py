@@ -2,11 +2,16 @@
 
 from __future__ import annotations
 
+import os
 from typing import TYPE_CHECKING, Any
 
 import click
 
 from memharbor.commands import common_options, dry_run_option, stack_option
+from memharbor.commands.backup_custodian import offsite, purge, undelete
+from memharbor.commands.backup_logical import create_logical, logical_options, refuse_logical_options, restore_logical
+from memharbor.commands.backup_schedule import prune, schedule
+from memharbor.commands.backup_verify import verify
 from memharbor.output import Output
 
 if TYPE_CHECKING:
@@ -24,25 +29,33 @@ def backup() -> None:
 @click.option(
     "--type",
     "backup_type",
-    type=click.Choice(["full", "diff", "incr"]),
+    type=click.Choice(["full", "diff", "incr", "logical"]),
     default="incr",
     show_default=True,
-    help="full: everything; diff: since the last full; incr: since the last backup. Without a full one before it, any is full.",
+    help="full: everything; diff: since the last full; incr: since the last backup. Without a full one before it, any is "
+    "full. logical: rows, readable with psql alone.",
 )
+@logical_options
 @dry_run_option
 @stack_option
 @common_options
-def create(output: Output, backup_type: Any, dry_run: bool, stack: str) -> None:
+def create(output: Output, backup_type: Any, dry_run: bool, stack: str, dsn: str | None, **options: Any) -> None:
     """
-    Create a backup of the whole database with pgBackRest.
+    Create a backup: of the whole database with pgBackRest, or a logical one of its rows.
 
     Other connections go on. What was backed up before stays good if this one fails.
 
     \b
-    Example:
+    Examples:
       memharbor backup create --type full
+      memharbor backup create --type logical --user customer-123 --destination s3://my-bucket/mem0-backups/
     """
     from memharbor.operations import backup_engine
+
+    if backup_type == "logical":
+        create_logical(output, stack, dry_run=dry_run, dsn=dsn, **options)
+        return
+    refuse_logical_options({**options, "dsn": dsn if dsn != os.environ.get("MEMHARBOR_DSN") else None})
 
     engine = backup_engine(stack)
     if dry_run:
@@ -95,6 +108,7 @@ def show(output: Output, backup_id: str, stack: str) -> None:
 
 
 def _row(each: Backup) -> dict[str, Any]:
+    from memharbor.backup.drill import verified_at
     from memharbor.output import size_text
 
     return {
@@ -105,11 +119,12 @@ def _row(each: Backup) -> dict[str, Any]:
         "database": size_text(each.database_bytes),
         "stored": size_text(each.stored_bytes),
         # Only a drill that restored it makes a backup verified.
-        "verified": "damaged" if each.has_error else "unverified",
+        "verified": "damaged" if each.has_error else (verified_at(each) or "unverified"),
     }
 
 
 def _data(each: Backup) -> dict[str, Any]:
+    from memharbor.backup.drill import verified_at
     from memharbor.backup.wal import format_lsn
 
     return {
@@ -126,5 +141,15 @@ def _data(each: Backup) -> dict[str, Any]:
         "stop_segment": each.stop_segment,
         "references": list(each.references),
         "has_error": each.has_error,
-        "verified": False,
+        "verified": not each.has_error and verified_at(each) is not None,
+        "verified_at": instant.isoformat() if (instant := verified_at(each)) else None,
     }
+
+
+backup.add_command(schedule)
+backup.add_command(prune)
+backup.add_command(undelete)
+backup.add_command(purge)
+backup.add_command(offsite)
+backup.add_command(restore_logical)
+backup.add_command(verify)

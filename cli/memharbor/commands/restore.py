@@ -2,53 +2,176 @@
 
 from __future__ import annotations
 
+from datetime import datetime
+from typing import TYPE_CHECKING, Any
+
 import click
 
 from memharbor.commands import common_options, confirm, dry_run_option, stack_option, yes_option
 from memharbor.output import Output
 
+if TYPE_CHECKING:
+    from memharbor.backup.plan import RestorePlan
+    from memharbor.operations import OpenStack
+
 
 @click.command()
 @click.option("--at", metavar="TIME", help="Restore the state of this moment: ISO 8601 with an offset.")
 @click.option("--name", metavar="POINT", help="Restore the state of this named restore point.")
+@click.option("--lsn", metavar="LSN", help="Restore up to this position of the log.")
+@click.option("--xid", type=click.IntRange(min=3), metavar="XID", help="Restore up to the commit of this transaction.")
+@click.option("--backup", "backup_id", metavar="ID", help="Begin with this backup.  [default: the newest that fits]")
+@click.option(
+    "--into", metavar="FOLDER|STACK", help="Restore there instead: a path with a `/`, or another stack's name."
+)
+@click.option("--replace", is_flag=True, help="Replace what `--into` holds already.")
 @dry_run_option
 @yes_option
 @stack_option
 @common_options
-def restore(output: Output, at: str | None, name: str | None, dry_run: bool, yes: bool, stack: str) -> None:
+def restore(output: Output, **options: Any) -> None:
     """
     Restore the stack's database from its backups.
 
-    To the end of the archive, to a moment or to a named point. Clients of the pool wait meanwhile. Before it begins, the
-    present state is named and archived, so that the restore itself can be undone.
+    To the end of the archive, to a moment, a named point, a position or a transaction. Clients of the pool wait
+    meanwhile. Before it begins, the present state is named and archived, so that the restore itself can be undone.
 
     \b
     Examples:
       memharbor restore --at 2026-01-31T12:00:00Z
       memharbor restore --name before-upgrade --dry-run
+      memharbor restore --at 2026-01-31T12:00:00Z --into ./restored
     """
-    from datetime import UTC, datetime
-
-    from memharbor.backup.plan import parse_instant, plan_restore
-    from memharbor.backup.restore import Restore
-    from memharbor.errors import UsageError
+    from memharbor.backup.plan import plan_restore
     from memharbor.operations import open_stack
 
-    if at and name:
-        raise UsageError("`--at` and `--name` exclude each other")
-    moment = parse_instant(at, now=datetime.now(UTC)) if at else None
-    opened = open_stack(stack)
+    target = _read_target(options)
+    opened = open_stack(options["stack"])
     with output.step("Look at the backups and the archive"):
-        plan = plan_restore(opened.engine, at=moment, name=name)
-    if dry_run:
+        plan = plan_restore(opened.engine, backup_id=options["backup_id"], **target)
+    into = options["into"]
+    other = _open_other(opened, plan, into, replace=options["replace"])
+    if options["dry_run"]:
+        where = f" into {into}" if into else ""
         output.result(
-            {"dry_run": True, **plan.as_data()}, f"would restore backup {plan.backup.id} and replay to {plan.target}"
+            {"dry_run": True, **plan.as_data(), "into": into},
+            f"would restore backup {plan.backup.id}{where} and replay to {plan.target}",
         )
         return
-    confirm(f"Replace database `{opened.outputs.database}` of stack {stack} by its state at {plan.target}?", yes=yes)
-    report = Restore(opened.engine, opened.containers, opened.pooler, opened.pool_databases, output).run(plan)
+    if into is None:
+        _in_place(output, opened, plan, yes=options["yes"])
+    elif other is not None:
+        _into_stack(output, opened, plan, other, replace=options["replace"], yes=options["yes"])
+    else:
+        _into_folder(output, opened, plan, into, replace=options["replace"], yes=options["yes"])
+
+
+def _read_target(options: dict[str, Any]) -> dict[str, Any]:
+    from datetime import UTC
+
+    from memharbor.backup.plan import parse_instant, parse_position
+    from memharbor.errors import UsageError
+
+    given = [name for name in ("at", "name", "lsn", "xid") if options[name] is not None]
+    if len(given) > 1:
+        raise UsageError(f"`--{given[0]}` and `--{given[1]}` exclude each other")
+    if options["replace"] and options["into"] is None:
+        raise UsageError("`--replace` goes with `--into`")
+    return {
+        "at": parse_instant(options["at"], now=datetime.now(UTC)) if options["at"] is not None else None,
+        "name": options["name"],
+        "lsn": parse_position(options["lsn"]) if options["lsn"] is not None else None,
+        "xid": options["xid"],
+    }
+
+
+def _open_other(opened: OpenStack, plan: RestorePlan, into: str | None, *, replace: bool) -> OpenStack | None:
+    """Open the stack that `--into` names, and refuse what cannot be restored into; None where it names no stack."""
+    from pathlib import Path
+
+    from memharbor.backup.into_folder import refuse_folder
+    from memharbor.backup.into_stack import refuse_stack
+    from memharbor.operations import open_stack
+
+    if into is None:
+        return None
+    if "/" in into:
+        refuse_folder(Path(into).absolute(), plan, replace=replace)
+        return None
+    other = open_stack(into)
+    refuse_stack(opened, other, replace=replace)
+    return other
+
+
+def _in_place(output: Output, opened: OpenStack, plan: RestorePlan, *, yes: bool) -> None:
+    from memharbor.backup.erasure import replay_erasures
+    from memharbor.backup.records import Records
+    from memharbor.backup.restore import Restore
+
+    outputs, records = opened.outputs, Records(opened.engine)
+    confirm(f"Replace database `{outputs.database}` of stack {outputs.stack} by its state at {plan.target}?", yes=yes)
+    report = Restore(
+        opened.engine, opened.containers, opened.pooler, opened.pool_databases, output, database=outputs.database
+    ).run(plan, on_open=lambda rows: replay_erasures(records, rows))
     data = report.as_data()
     text = f"restored backup {data['backup']} to {data['target']}, reached {data['reached_lsn']}, now on timeline {data['new_timeline']}"
+    if report.erasures_replayed:
+        text += f"\nerased again: {report.erasures_replayed}"
     if report.undo_point:
         text += f"\nto undo: memharbor restore --name {report.undo_point}"
     output.result(data, text)
+
+
+def _into_folder(output: Output, opened: OpenStack, plan: RestorePlan, into: str, *, replace: bool, yes: bool) -> None:
+    from pathlib import Path
+
+    from memharbor.backup.erasure import replay_erasures
+    from memharbor.backup.into_folder import restore_into_folder
+    from memharbor.backup.records import Records
+    from memharbor.output import size_text
+
+    if replace:
+        confirm(f"Delete what `{into}` holds?", yes=yes)
+    records = Records(opened.engine)
+    report = restore_into_folder(
+        opened, plan, Path(into), output, replace=replace, on_open=lambda rows: replay_erasures(records, rows)
+    )
+    output.result(
+        report.as_data(),
+        f"restored backup {plan.backup.id} to {plan.target} into {report.folder}, {size_text(report.size_bytes)}",
+    )
+
+
+def _into_stack(
+    output: Output, opened: OpenStack, plan: RestorePlan, other: OpenStack, *, replace: bool, yes: bool
+) -> None:
+    from contextlib import closing
+
+    from memharbor.backup.erasure import replay_erasures
+    from memharbor.backup.into_stack import restore_into_stack
+    from memharbor.backup.records import Records
+    from memharbor.names import ROLE_NAMES
+    from memharbor.schema.passwords import encrypt_password
+    from memharbor.target import find_target
+
+    name = other.outputs.stack
+    if replace:
+        confirm(f"Replace the database of stack {name}, for which there is no way back?", yes=yes)
+    passwords = {ROLE_NAMES[role]: secret.get_secret_value() for role, secret in other.outputs.passwords.items()}
+    with closing(find_target(name).connect(dbname="postgres")) as connection:
+        verifiers = {role: encrypt_password(connection, role, password) for role, password in passwords.items()}
+    # Whom either stack erased stays erased.
+    kept = [Records(each.engine) for each in (opened, other)]
+    report = restore_into_stack(
+        opened,
+        plan,
+        other,
+        output,
+        verifiers=verifiers,
+        on_open=lambda rows: [record for records in kept for record in replay_erasures(records, rows)],
+    )
+    output.result(
+        report.as_data(),
+        f"restored backup {plan.backup.id} to {plan.target} into stack {name}\n"
+        f"next: memharbor backup create --type full --stack {name}",
+    )

@@ -20,7 +20,9 @@ def settings() -> None:
 @common_options
 def show(output: Output, stack: str) -> None:
     """
-    Show each setting, its value and where that came from.
+    Show each setting, its value and where that came from: environment, config of the stack, default.
+
+    Of a stack that is up, these are the settings in force; what its config would change is said with them.
 
     \b
     Example:
@@ -28,11 +30,11 @@ def show(output: Output, stack: str) -> None:
     """
     from memharbor.errors import ConfigError
     from memharbor.settings import load_settings, setting_fields, settings_from_environment
-    from memharbor.target import find_target
+    from memharbor.target import explain_origins, find_target
 
     try:
         target = find_target(stack, os.environ.get("MEMHARBOR_DSN"))
-        values, origins = target.settings, target.origins
+        values, origins = target.settings, explain_origins(target)
     except ConfigError as exc:
         output.detail(exc.message)
         output.note(f"stack {stack} is not up: these are the environment's settings and the defaults")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from pathlib import Path
 
 import click
 
@@ -17,10 +18,16 @@ def stack() -> None:
 
 
 @stack.command()
+@click.option(
+    "--escrow",
+    "escrow_file",
+    type=click.Path(dir_okay=False, path_type=Path),
+    help="Key escrow file of a lost stack, to bring it up again and restore its backups.",
+)
 @dry_run_option
 @stack_option
 @common_options
-def init(output: Output, stack: str, dry_run: bool) -> None:
+def init(output: Output, stack: str, escrow_file: Path | None, dry_run: bool) -> None:
     """
     Create a stack's config with its secrets and certificates; again, it changes nothing.
 
@@ -29,14 +36,19 @@ def init(output: Output, stack: str, dry_run: bool) -> None:
     `MEMHARBOR_*` variables become the config of a new stack: also those that `stack env` of another one has set. The
     config of a stack that exists is kept; where a variable differs, the `pulumi config set` command is named.
 
+    The secrets are also written into a key escrow file, which belongs elsewhere: with it and the backup store alone
+    the stack comes back on another machine.
+
     \b
-    Example:
+    Examples:
       memharbor stack init --stack dev
+      memharbor stack init --stack dev --escrow key-escrow.json
     """
     from memharbor.settings import settings_from_environment
     from memharbor.stack.init import init_stack
 
-    report = init_stack(stack, settings_from_environment(os.environ), dry_run=dry_run)
+    environment = settings_from_environment(os.environ)
+    report = init_stack(stack, environment, escrow_file=escrow_file, dry_run=dry_run)
     for note in report.notes:
         output.note(note)
     output.result(report.as_data(), report.text)

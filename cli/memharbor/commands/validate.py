@@ -23,7 +23,7 @@ def validate(output: Output, stack: str, dsn: str | None) -> int:
     Check a live stack with real Mem0, and clean up.
 
     Nine checks: extension, tables, indexes in use, row level security enforcing, pooling, backup, memory CRUD, vector
-    search, graph. Exits with 10 when one fails.
+    search, graph. Exits with 10 when one fails; after one that could not connect the others are not run.
 
     \b
     Example:

@@ -7,9 +7,11 @@ from __future__ import annotations
 from collections.abc import Iterator
 from datetime import UTC, datetime
 
+from memharbor.backup.archive_lag import is_behind, is_disk_short, lag_text, read_lag
 from memharbor.containers import Containers
 from memharbor.doctor.findings import Finding, Findings, collect
 from memharbor.operations import open_stack
+from memharbor.output import age_text
 from memharbor.stack import StackOutputs, find_leader, provisioner
 from memharbor.stack.certificates import RENEWAL_DAYS, find_expiry
 from memharbor.stack.config import SECRETS_KEY
@@ -28,7 +30,7 @@ def check_services(target: Target, outputs: StackOutputs) -> list[Finding]:
         ("pooler", lambda: check_pooler(outputs), f"docker logs {pooler}"),
         ("certificates", lambda: check_certificates(outputs), "memharbor status"),
         ("backup", lambda: check_backups(outputs), f"docker logs {leader}"),
-        ("archive", lambda: check_archive(target, leader), f"docker logs {leader}"),
+        ("archive", lambda: check_archive(target, outputs), f"docker logs {leader}"),
     )
     return [finding for area, check, otherwise in checks for finding in collect(area, check, otherwise)]
 
@@ -122,17 +124,18 @@ def check_backups(outputs: StackOutputs) -> Findings:
         yield Finding("backup", "warning", "there is no backup yet", "memharbor backup create")
 
 
-def check_archive(target: Target, leader: str) -> Findings:
-    """Look whether WAL reaches the backup store."""
+def check_archive(target: Target, outputs: StackOutputs) -> Findings:
+    """Look whether WAL reaches the backup store, and how long the disk lasts where it does not."""
+    engine = open_stack(outputs.stack).engine
     with target.connect(autocommit=True) as connection:
-        row = connection.execute(
-            "select count(*) filter (where name like '%.ready'),"
-            " (select last_failed_time > coalesce(last_archived_time, '-infinity') from pg_stat_archiver)"
-            " from pg_ls_archive_statusdir()"
-        ).fetchone()
-    waiting, failing = row or (0, False)
-    if failing or waiting > ARCHIVE_LAG_MAXIMUM_SEGMENTS:
-        cause = f"{waiting} WAL segments wait for the backup store"
-        yield Finding("archive", "failed", cause, f"docker logs --tail 50 {leader}")
+        lag = read_lag(connection, engine)
+    look = f"docker logs --tail 50 {engine.container}"
+    if is_disk_short(lag):
+        cause = (
+            f"PostgreSQL stops when the disk is full, in about {age_text(lag['seconds_until_full'])}: {lag_text(lag)}"
+        )
+        yield Finding("archive", "failed", cause, f"{look}, then docker logs {outputs.containers['backup_store'][0]}")
+    elif lag["is_failing"] or is_behind(lag) or lag["waiting_segments"] > ARCHIVE_LAG_MAXIMUM_SEGMENTS:
+        yield Finding("archive", "failed", f"WAL waits for the backup store: {lag_text(lag)}", look)
     else:
         yield Finding("archive", "ok", "WAL reaches the backup store")

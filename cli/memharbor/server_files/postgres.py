@@ -35,6 +35,14 @@ POOLER_PORT = 6432
 STORE_PORT = 7070
 
 STANZA = "main"
+# pgBackRest's own limit, which stands for never.
+_RETENTION_FULL_MAX = 9999999
+BACKUP_TYPES = ("full", "diff", "incr")
+BACKUP_PROGRAM = "/usr/local/lib/memharbor/backup"
+PRUNE_PROGRAM = "/usr/local/lib/memharbor/prune"
+CRONTAB = f"{FILES_ROOT}/backup/crontab"
+# How scheduled backups ended, see `docker/postgres/backup`.
+SCHEDULE_STATE = f"{DATA_ROOT}/{versions.POSTGRES_MAJOR}/schedule"
 STORE_BUCKET = "memharbor-backup"
 STORE_REGION = "us-east-1"
 
@@ -194,6 +202,7 @@ def render_pg_hba() -> str:
     """
     return header("#") + (
         "local   all         postgres              peer\n"
+        "local   replication postgres              peer\n"
         "local   all         all                   scram-sha-256\n"
         f"hostssl replication {ROLE_NAMES['replicator']}  all  scram-sha-256\n"
         "hostssl all         all                   all  scram-sha-256\n"
@@ -214,7 +223,9 @@ def render_pgbackrest_conf(settings: Settings, stack: str) -> str:
         "repo1-cipher-type=aes-256-cbc\n"
         "repo1-bundle=y\n"
         "repo1-block=y\n"
-        f"repo1-retention-full={settings.backup_retention_full}\n"
+        # How many is said at each `expire` (docker/postgres/prune): pgBackRest cannot keep a number and a number of days.
+        f"repo1-retention-full={_RETENTION_FULL_MAX}\n"
+        "expire-auto=n\n"
         "archive-async=y\n"
         f"spool-path={SPOOL_DIRECTORY}\n"
         f"lock-path={LOCK_DIRECTORY}\n"
@@ -269,6 +280,17 @@ def render_records_curl(stack: str, secrets: StackSecrets) -> str:
     )
 
 
+def render_crontab(settings: Settings) -> str:
+    """
+    Render the crontab of supercronic: one line for each type of backup that is scheduled.
+
+    >>> print(render_crontab(Settings(backup_schedule_full="0 3 * * 0", backup_schedule_diff="")).splitlines()[1])
+    0 3 * * 0 /usr/local/lib/memharbor/backup full
+    """
+    schedules = {each: str(getattr(settings, f"backup_schedule_{each}")) for each in BACKUP_TYPES}
+    return header("#") + "".join(f"{when} {BACKUP_PROGRAM} {each}\n" for each, when in schedules.items() if when)
+
+
 def postgres_files(
     settings: Settings, stack: str, secrets: StackSecrets, node: str, *, archive: bool = True
 ) -> tuple[ServerFile, ...]:
@@ -294,6 +316,9 @@ def postgres_files(
         *files,
         ServerFile("pgbackrest/pgbackrest.conf", render_pgbackrest_conf(settings, stack)),
         ServerFile("pgbackrest/conf.d/secrets.conf", render_pgbackrest_secrets(secrets), is_secret=True),
+        ServerFile("backup/crontab", render_crontab(settings)),
+        ServerFile("backup/database", settings.database + "\n"),
+        ServerFile("backup/retention", f"{settings.backup_retention_full} {settings.backup_retention_days}\n"),
         ServerFile("records/curl", render_records_curl(stack, secrets), is_secret=True),
         ServerFile("records/bucket", f"https://backup-store:{STORE_PORT}/{STORE_BUCKET}\n"),
         ServerFile("records/prefix", records_prefix(stack) + "\n"),

@@ -13,6 +13,8 @@ from memharbor.errors import ConfigError
 
 NAMESPACE = "memharbor"
 SECRETS_KEY = f"{NAMESPACE}:secrets"
+# The key of the off-site copy's bucket is somebody else's: given by `pulumi config set --secret`, and rotated so.
+OFFSITE_KEYS = (f"{NAMESPACE}:offsite_access_key", f"{NAMESPACE}:offsite_secret_key")
 # The name is part of container names, host names and certificates.
 _STACK_NAME = re.compile(r"[a-z][a-z0-9-]{0,30}")
 
@@ -38,8 +40,19 @@ def config_settings(config: Mapping[str, str]) -> dict[str, str]:
     return {
         key.removeprefix(prefix): value
         for key, value in config.items()
-        if key.startswith(prefix) and key != SECRETS_KEY
+        if key.startswith(prefix) and key not in (SECRETS_KEY, *OFFSITE_KEYS)
     }
+
+
+def offsite_key(config: Mapping[str, str]) -> tuple[str, str] | None:
+    """
+    Pick the off-site copy's access key and secret key out of a stack's whole config; `None` where one is missing.
+
+    >>> offsite_key({"memharbor:offsite_access_key": "a", "memharbor:offsite_secret_key": "b"})
+    ('a', 'b')
+    """
+    access_key, secret_key = (config.get(key, "").strip() for key in OFFSITE_KEYS)
+    return (access_key, secret_key) if access_key and secret_key else None
 
 
 def check_stack_name(stack: str) -> str:

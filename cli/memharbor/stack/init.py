@@ -9,18 +9,20 @@ from __future__ import annotations
 
 import shlex
 import shutil
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from memharbor.errors import ConfigError, StateRefusedError
 from memharbor.output import Output
 from memharbor.settings import Settings, environment_name, load_settings
 from memharbor.stack import provisioner
 from memharbor.stack.config import SECRETS_KEY, check_stack_name, config_settings, setting_key
+from memharbor.stack.escrow import Escrow, escrow_path, merge_settings, read_escrow, write_escrow
 from memharbor.stack.outputs import ca_certificate_path, write_ca_certificate
 from memharbor.stack.resources import StackResources
-from memharbor.stack.secrets import certificate_nodes, complete_secrets, parse_secrets
+from memharbor.stack.secrets import StackSecrets, certificate_nodes, complete_secrets, parse_secrets
 
 
 @dataclass(frozen=True)
@@ -35,6 +37,9 @@ class InitReport:
         changed_settings: Settings that were written into its config.
         kept_settings: For a stack that is not new: how its config is made to hold what the environment says otherwise.
         ca_certificate: File with the CA certificate.
+        escrow: File with the secrets, to be kept elsewhere.
+        has_new_escrow: Whether no copy of it that is kept elsewhere serves.
+        is_from_escrow: Whether the secrets came from such a copy.
         dry_run: Whether nothing was done.
     """
 
@@ -44,6 +49,9 @@ class InitReport:
     changed_settings: tuple[str, ...]
     kept_settings: dict[str, str]
     ca_certificate: Path
+    escrow: Path
+    has_new_escrow: bool
+    is_from_escrow: bool
     dry_run: bool
 
     @property
@@ -60,13 +68,19 @@ class InitReport:
             "changed_settings": list(self.changed_settings),
             "kept_settings": self.kept_settings,
             "ca_certificate": str(self.ca_certificate),
+            "escrow": str(self.escrow),
+            "has_new_escrow": self.has_new_escrow,
             "changed": self.changed,
         }
 
     @property
     def notes(self) -> list[str]:
-        """Say where the environment and the stack's config differ, each with the command that changes the config."""
-        return [
+        """Say what is to be kept elsewhere, and where the environment and the config differ, with the next command."""
+        keep = (
+            f"keep a copy of {self.escrow} away from this machine: with it and the backup store alone everything can be"
+            " restored, without it the backups cannot be read by anybody"
+        )
+        return ([keep] if self.has_new_escrow else []) + [
             f"{environment_name(name)} differs from the config of stack {self.stack}, which was kept; to change it:"
             f" {command}"
             for name, command in self.kept_settings.items()
@@ -76,14 +90,17 @@ class InitReport:
     def text(self) -> str:
         """Describe it for people."""
         if not self.changed:
-            return f"stack {self.stack}: nothing to do"
+            return f"stack {self.stack}: {'escrow file written' if self.has_new_escrow else 'nothing to do'}"
         done = ["created"] if self.is_new else []
-        done += ["secrets and certificates generated"] if self.has_new_secrets else []
+        origin = "secrets of the escrow file taken" if self.is_from_escrow else "secrets and certificates generated"
+        done += [origin] if self.has_new_secrets else []
         done += [f"set {', '.join(self.changed_settings)}"] if self.changed_settings else []
         return f"stack {self.stack}: {'would be ' if self.dry_run else ''}{'; '.join(done)}"
 
 
-def init_stack(stack: str, wanted: Mapping[str, str], *, dry_run: bool = False) -> InitReport:
+def init_stack(
+    stack: str, wanted: Mapping[str, str], *, escrow_file: Path | None = None, dry_run: bool = False
+) -> InitReport:
     """
     Create a stack where it is missing, and complete its config.
 
@@ -92,13 +109,18 @@ def init_stack(stack: str, wanted: Mapping[str, str], *, dry_run: bool = False) 
     Args:
         stack: Name of the stack.
         wanted: Settings to write into the config of a new stack.
+        escrow_file: Whose secrets and settings a new stack gets, so that it can read that stack's backups.
         dry_run: Only look.
 
     Raises:
-        ConfigError: The name or a setting is wrong; nothing was created then.
+        ConfigError: The name, a setting or the escrow file is wrong; nothing was created then.
+        StateRefusedError: The stack has other secrets than the escrow file.
         ExternalToolError: Pulumi failed.
     """
     check_stack_name(stack)
+    kept_elsewhere = None if escrow_file is None else read_escrow(escrow_file)
+    if kept_elsewhere is not None:
+        wanted = merge_settings(kept_elsewhere, stack, wanted)
     is_new = stack not in provisioner.list_stacks()
     config = {} if is_new else provisioner.read_config(stack)
     settings, kept = _choose_settings(stack, wanted, config, is_new=is_new)
@@ -109,15 +131,40 @@ def init_stack(stack: str, wanted: Mapping[str, str], *, dry_run: bool = False) 
     written = wanted if is_new else {}
     changed = {name: value for name, value in written.items() if config.get(setting_key(name)) != value}
     existing = parse_secrets(config[SECRETS_KEY]) if SECRETS_KEY in config else None
-    secrets = complete_secrets(stack, certificate_nodes(settings), existing)
+    if kept_elsewhere is not None:
+        _refuse_other_secrets(kept_elsewhere, existing)
+    base = existing if kept_elsewhere is None or existing is not None else kept_elsewhere.secrets
+    secrets = complete_secrets(stack, certificate_nodes(settings), base, public_names=settings.public_name_list)
+    has_new_escrow = False
     if not dry_run:
         if changed:
             provisioner.set_plain(stack, {setting_key(name): value for name, value in changed.items()})
         if secrets is not existing:
             provisioner.set_secret(stack, SECRETS_KEY, secrets.model_dump_json())
         write_ca_certificate(stack, secrets.authority.certificate)
-    has_new_secrets = secrets is not existing
-    return InitReport(stack, is_new, has_new_secrets, tuple(changed), kept, ca_certificate_path(stack), dry_run)
+        has_new_escrow = write_escrow(Escrow(stack, {**config_settings(config), **changed}, secrets))
+    return InitReport(
+        stack,
+        is_new,
+        has_new_secrets=secrets is not existing,
+        changed_settings=tuple(changed),
+        kept_settings=kept,
+        ca_certificate=ca_certificate_path(stack),
+        escrow=escrow_path(stack),
+        # A copy that was just used needs no other one.
+        has_new_escrow=has_new_escrow and kept_elsewhere is None,
+        is_from_escrow=kept_elsewhere is not None,
+        dry_run=dry_run,
+    )
+
+
+def _refuse_other_secrets(kept_elsewhere: Escrow, existing: StackSecrets | None) -> None:
+    stack = kept_elsewhere.stack
+    if existing is not None and not kept_elsewhere.opens(existing):
+        raise StateRefusedError(
+            f"stack `{stack}` has other secrets than the escrow file; its own would be lost",
+            hint=f"where it was never brought up: `pulumi stack rm {stack}`, then the same command again",
+        )
 
 
 def _choose_settings(
@@ -144,16 +191,20 @@ def destroy_stack(stack: str, output: Output, *, dry_run: bool = False) -> dict[
         dry_run: Only look.
 
     Returns:
-        `deleted`: what was, or would be, deleted, by name; empty where there is no such stack.
+        `deleted`: what was, or would be, deleted, by name.
 
     Raises:
+        ConfigError: There is no such stack, and nothing of it on the engine.
         ConnectError: No Docker engine answers.
         ExternalToolError: Pulumi or the engine failed; the same call goes on from there.
     """
     check_stack_name(stack)
-    exists = stack in provisioner.list_stacks()
+    stacks = provisioner.list_stacks()
+    exists = stack in stacks
     resources = StackResources(stack)
     deleted = resources.names() + ([f"stack {stack}"] if exists else [])
+    if not deleted:
+        raise _no_such_stack(stack, stacks)
     if dry_run:
         return {"stack": stack, "deleted": deleted}
     if exists:
@@ -167,3 +218,13 @@ def destroy_stack(stack: str, output: Output, *, dry_run: bool = False) -> dict[
             provisioner.remove_stack(stack)
     shutil.rmtree(ca_certificate_path(stack).parent, ignore_errors=True)
     return {"stack": stack, "deleted": deleted}
+
+
+def _no_such_stack(stack: str, stacks: Sequence[str]) -> ConfigError:
+    there_are = f"there are {', '.join(f'`{name}`' for name in sorted(stacks))}" if stacks else "there is none"
+    return ConfigError(
+        f"there is no stack `{stack}`, and nothing of one on the engine; {there_are}",
+        hint="name one of them: `memharbor stack destroy NAME`, or `make destroy STACK=NAME CONFIRM=NAME`"
+        if stacks
+        else "look at another state: PULUMI_BACKEND_URL says where stacks are kept",
+    )

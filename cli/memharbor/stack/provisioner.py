@@ -140,6 +140,11 @@ def read_stack_outputs(stack: str) -> dict[str, Any]:
     return outputs
 
 
+def up(stack: str) -> None:
+    """Bring a stack's config into force, without asking."""
+    pulumi(["up", "--yes", "--skip-preview", "--stack", stack])
+
+
 def unprotect(stack: str) -> None:
     """Allow all resources of a stack to be deleted; data volumes are still only forgotten, not deleted."""
     pulumi(["state", "unprotect", "--all", "--yes", "--stack", stack])

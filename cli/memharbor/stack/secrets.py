@@ -19,12 +19,15 @@ from memharbor.errors import ConfigError
 from memharbor.names import ROLE_NAMES as ROLE_NAMES
 from memharbor.settings import Settings
 from memharbor.stack.certificates import RENEWAL_DAYS, KeyPair, create_authority, create_leaf, find_expiry
+from memharbor.stack.certificates import certificate_names as read_names
 
 # Access keys of the backup store: `root` stays inside the store, `custodian` owns the bucket, `pgbackrest` may write
 # and delete but not delete versions.
 STORE_KEYS = ("root", "custodian", "pgbackrest")
 # Services that have a certificate.
 SERVICES = ("postgres", "pgbouncer", "backup-store")
+# Those whose ports are published on the host.
+PUBLISHED_SERVICES = ("postgres", "pgbouncer")
 _LOOPBACK_NAMES = ("localhost", "127.0.0.1", "::1")
 # URL-safe base64 needs no quoting in a libpq URI, pgbackrest.conf, userlist.txt or a curl config.
 _PASSWORD_BYTES = 32
@@ -73,28 +76,37 @@ def certificate_nodes(settings: Settings) -> list[str]:
     return [name for service in SERVICES for name in node_names(service, counts[settings.topology])]
 
 
-def certificate_names(stack: str, node: str) -> list[str]:
+def certificate_names(stack: str, node: str, public_names: Sequence[str] = ()) -> list[str]:
     """
     List the names for which a container's certificate is valid.
 
-    The service's own name is among them: clients connect to it, whichever node answers.
+    The service's own name is among them: clients connect to it, whichever node answers. So are the public names, where
+    the service is published.
 
     >>> certificate_names("dev", "postgres-0")
     ['dev-postgres-0', 'postgres-0', 'postgres', 'localhost', '127.0.0.1', '::1']
     """
-    return [f"{stack}-{node}", node, node.rpartition("-")[0], *_LOOPBACK_NAMES]
+    service = node.rpartition("-")[0]
+    own = [f"{stack}-{node}", node, service, *_LOOPBACK_NAMES]
+    return own + [name for name in public_names if service in PUBLISHED_SERVICES and name not in own]
 
 
 def complete_secrets(
-    stack: str, nodes: Sequence[str], existing: StackSecrets | None = None, *, now: datetime | None = None
+    stack: str,
+    nodes: Sequence[str],
+    existing: StackSecrets | None = None,
+    *,
+    public_names: Sequence[str] = (),
+    now: datetime | None = None,
 ) -> StackSecrets:
     """
-    Generate what is missing, renew leaf certificates that end within `RENEWAL_DAYS`, and keep what is there.
+    Generate what is missing, renew leaf certificates that end within `RENEWAL_DAYS` or have other names, keep the rest.
 
     Args:
         stack: Name of the stack, part of the certificates' names.
         nodes: Containers that need a certificate, as `<service>-<index>`.
         existing: The secrets of the stack so far; `None` for a new stack.
+        public_names: What clients elsewhere call the published services.
         now: Instant from which new certificates are valid, aware UTC.
 
     Returns:
@@ -115,9 +127,11 @@ def complete_secrets(
             | _passwords(key for key in STORE_KEYS if key not in existing.store_secrets),
             "certificates": existing.certificates
             | {
-                node: create_leaf(existing.authority, certificate_names(stack, node), now=now)
+                node: create_leaf(existing.authority, certificate_names(stack, node, public_names), now=now)
                 for node in nodes
-                if node not in existing.certificates or _ends_soon(existing.certificates[node], now)
+                if node not in existing.certificates
+                or _ends_soon(existing.certificates[node], now)
+                or _has_other_names(stack, node, existing.certificates[node], public_names)
             },
         }
     )
@@ -126,6 +140,26 @@ def complete_secrets(
 
 def _ends_soon(pair: KeyPair, now: datetime | None) -> bool:
     return find_expiry(pair.certificate) - (now or datetime.now(UTC)) < timedelta(days=RENEWAL_DAYS)
+
+
+def _has_other_names(stack: str, node: str, pair: KeyPair, public_names: Sequence[str]) -> bool:
+    return set(read_names(pair.certificate)) != set(certificate_names(stack, node, public_names))
+
+
+def check_public_names(stack: str, stack_secrets: StackSecrets, public_names: Sequence[str]) -> None:
+    """
+    Refuse certificates that are not valid for all names under which they are needed.
+
+    Raises:
+        ConfigError: One lacks a name; `memharbor stack init` makes them anew.
+    """
+    for node, pair in stack_secrets.certificates.items():
+        missing = set(certificate_names(stack, node, public_names)) - set(read_names(pair.certificate))
+        if missing:
+            raise ConfigError(
+                f"the certificate of `{node}` is not valid for {', '.join(f'`{name}`' for name in sorted(missing))}",
+                hint=f"run `memharbor stack init --stack {stack}`, which makes it anew",
+            )
 
 
 def parse_secrets(text: str) -> StackSecrets:

@@ -9,7 +9,7 @@ from typing import Literal
 
 from memharbor.settings import Settings
 
-State = Literal["ok", "failed", "not applicable"]
+State = Literal["ok", "failed", "not applicable", "not run"]
 
 
 @dataclass(frozen=True)
