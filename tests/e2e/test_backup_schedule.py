@@ -217,6 +217,7 @@ def test_the_record_is_exact_to_the_row_while_others_write(stack: Stack) -> None
     assert sorted(recorded["fingerprints"]) == fingerprints(stack)
 
 
+@pytest.mark.soak
 def test_a_dry_run_of_prune_is_what_prune_does(stack: Stack) -> None:
     for _ in range(2):
         stack.memharbor("backup", "create", "--type", "full")

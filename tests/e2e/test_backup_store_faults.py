@@ -115,6 +115,7 @@ def test_a_store_that_is_down_is_told_and_caught_up_with(stack: Stack) -> None:
         connection.execute("drop table public.faults")
 
 
+@pytest.mark.soak
 def test_everything_comes_back_from_the_escrow_file_and_the_store_alone(tmp_path: Path) -> None:
     (tmp_path / "state-of-before").mkdir()
     with own_stack(tmp_path / "state-of-before") as stack:

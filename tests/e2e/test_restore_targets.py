@@ -20,6 +20,9 @@ import pytest
 
 from tests.e2e.conftest import ROOT, Stack, free_port, remove_files
 
+# Part of `make soak` until it has been seen green as a whole beside the other files.
+pytestmark = [pytest.mark.soak, pytest.mark.timeout(1800)]
+
 Fingerprints = list[tuple[Any, ...]]
 
 

@@ -38,6 +38,8 @@ RELEASES = (
 )
 GIVEN_CACHE = os.environ.get("MEMHARBOR_TEST_TOOLCHAIN_CACHE")
 CACHE = ".cache/memharbor/toolchain"
+# Of the ordinary user in the machine.
+HOME = "/home/plain"
 TOOLS = ("pulumi", "pulumi-docker", "versitygw")
 PARTS = ("engine", "python packages", "base image", *TOOLS, "activation", "memharbor")
 SERVICES = {"dev-backup-store-0", "dev-pgbouncer-0", "dev-postgres-0"}
@@ -91,7 +93,7 @@ def test_an_ordinary_user_without_an_engine_is_told_what_to_install_and_nothing_
         output = machine.run("cd memharbor && make up", user="plain", status=2)
         assert "apt-get install docker.io" in output
         assert "nothing was changed" in output
-        changed = machine.run("find / -xdev -newer /home/plain/begun -type f -not -path '*/__pycache__/*'")
+        changed = machine.run(f"find / -xdev -newer {HOME}/begun -type f -not -path '*/__pycache__/*'")
         assert changed == ""
 
 
@@ -155,8 +157,8 @@ def check_another_clone(machine: Machine) -> None:
 def check_users(machine: Machine) -> None:
     """A user who may not use the engine is told how to; one who may, sets up. Both find it as it is."""
     machine.run(
-        "useradd --create-home --shell /bin/bash plain; mkdir -p /home/plain/.cache/memharbor;"
-        f"cp -r {CACHE} /home/plain/{CACHE}; chown -R plain: /home/plain/.cache"
+        f"useradd --create-home --shell /bin/bash plain; mkdir -p {HOME}/.cache/memharbor;"
+        f"cp -r {CACHE} {HOME}/{CACHE}; chown -R plain: {HOME}/.cache"
     )
     output = machine.run(f"git clone --quiet {BUNDLE} memharbor; cd memharbor; make setup", user="plain", status=2)
     assert "usermod -aG docker" in output

@@ -25,7 +25,7 @@ _LINES_MAX = 5
 _EPSILON = 1e-6
 
 # What an unmodified Mem0 sends, with `$user` and `$id` for a user and one of their memories.
-# Source: mem0ai 2.2.1, vector_stores/pgvector.py: search, list, get, keyword_search, insert, update, delete.
+# Source: mem0ai, as pinned, vector_stores/pgvector.py: search, list, get, keyword_search, insert, update, delete.
 _MEM0_READS = {
     "search": "select id, vector <=> (select vector from public.mem0 where id = $id)::vector as distance, payload from mem0"
     " where payload ->> 'user_id' = $user order by distance limit 5",

@@ -88,8 +88,8 @@ def user_digest(user_id: str) -> str:
     """
     Name a user without saying who it is.
 
-    >>> user_digest("alice")[:12]
-    '2bd806c97f0e'  # pragma: allowlist secret
+    >>> user_digest("alice")[:6]
+    '2bd806'
     """
     return hashlib.sha256(user_id.encode()).hexdigest()
 

@@ -69,7 +69,7 @@ class Place:
 
     def entries(self, below: str = "") -> list[Entry]:
         """List every version and delete marker, the newest of each key first."""
-        # By key, then by version: versitygw 1.8.0 lists the last entry of a page once more on the next one.
+        # By key, then by version: versitygw lists the last entry of a page once more on the next one.
         found: dict[str, dict[str, Entry]] = {}
         latest: dict[str, str] = {}
         with self._translated("list the versions of"):

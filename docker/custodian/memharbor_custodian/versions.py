@@ -2,7 +2,7 @@
 Which versions to purge, and which to bring back. Pure: decides, and does nothing.
 
 A version's age counts from when it was superseded, which is when the next newer entry of its key was made. The time of
-an entry is that in its version ID where that is a ULID: versitygw 1.8.0 reports for a version that is not current any
+an entry is that in its version ID where that is a ULID: versitygw reports for a version that is not current any
 more when it was superseded, and for a delete marker the time of what it deleted. Source: versity/versitygw issue 2311.
 """
 
