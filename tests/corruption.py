@@ -58,7 +58,8 @@ class Laboratory:
         self._engine, self._run = engine, run
         self.store = run.backup_store()
         self.postgres = run.postgres(archive=True)
-        self.backups = BackupEngine(Containers(), self.postgres.name, STANZA)
+        self._containers = Containers()
+        self.backups = BackupEngine(self._containers, self.postgres.name, STANZA)
         self._helper = self._start_helper()
 
     def verifier(self) -> BackupVerifier:
@@ -135,9 +136,10 @@ class Laboratory:
     def switch_timeline(self, point: str) -> None:
         """Restore in place to a named point, so that a new timeline begins there."""
         self.postgres.stop()
-        containers = Containers()
         command = ["pgbackrest", f"--stanza={STANZA}", "--delta", "--type=name", f"--target={point}"]
-        done = containers.run_job(self.postgres.name, [*command, "--target-action=promote", "restore"], owns_data=True)
+        done = self._containers.run_job(
+            self.postgres.name, [*command, "--target-action=promote", "restore"], owns_data=True
+        )
         assert done.exit_code == 0, done.last_words
         self.start_server()
 
@@ -167,8 +169,12 @@ class Laboratory:
         return int(self.shell('stat -c %s "$1"', file))
 
     def keep(self) -> None:
-        """Take the present state for the good one."""
+        """Let everything be archived, and take the present state for the good one."""
         self.switch_wal()
+        self.copy()
+
+    def copy(self) -> None:
+        """Take the present state for the good one."""
         self.shell(
             "rm -rf /data/good /data/good-files && cp -a /data/buckets /data/good && cp -a /files /data/good-files"
         )
@@ -192,8 +198,14 @@ class Laboratory:
     @contextmanager
     def changing(self) -> Iterator[None]:
         """Let the repository change in the block, and keep what it became."""
-        yield
-        self.keep()
+        try:
+            yield
+        finally:
+            self.keep()
+
+    def close(self) -> None:
+        """Close what was opened to the engine."""
+        self._containers._client.close()
 
     def _start_helper(self) -> Any:
         helper = self._engine.containers.create(

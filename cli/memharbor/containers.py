@@ -204,6 +204,7 @@ class Containers:
                     _send(channel, stdin)
                 yield (demux_adaptor(*frame) for frame in frames_iter(channel, tty=False)), exit_code
             finally:
+                _hang_up(channel)
                 channel.close()
 
     def is_stopped(self, name: str) -> bool:
@@ -265,8 +266,11 @@ class Containers:
         try:
             with _translated(f"run a job like `{like}`"):
                 stream = job.attach(stream=True, logs=True, demux=True)
-                job.start()
-                stdout, stderr = _collect(stream, on_line)
+                try:
+                    job.start()
+                    stdout, stderr = _collect(stream, on_line)
+                finally:
+                    _hang_up(stream)
                 return Finished(int(job.wait()["StatusCode"]), stdout, stderr)
         finally:
             self._remove(job)
@@ -352,6 +356,13 @@ def _send(channel: Any, text: bytes) -> None:
     view = memoryview(text)
     while view:
         view = view[sender.send(view) :]
+
+
+def _hang_up(channel: Any) -> None:
+    # The connection behind it is not the pool's any more, and would stay open until it is collected.
+    response = getattr(channel, "_response", None)
+    if response is not None:
+        response.close()
 
 
 def _collect(stream: _Frames, on_line: OnLine | None) -> tuple[str, str]:

@@ -20,6 +20,9 @@ import pytest
 from memharbor.settings import Settings
 from tests.e2e.conftest import BIN, PREFIX, ROOT, Stack, remove_files, stack_environment
 
+# Part of `make soak` until it has been seen green as a whole beside the other files.
+pytestmark = [pytest.mark.soak, pytest.mark.timeout(1800)]
+
 # What the playbook does, without Ansible's start-up times.
 ROLL_OUT = """
 import sys

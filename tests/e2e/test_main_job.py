@@ -181,7 +181,7 @@ def test_06_a_restore_that_cannot_be_done_is_refused_and_touches_nothing(stack: 
     with waiting_client(stack) as waits:
         for arguments, code, said in (
             (("--name", "no-such-point"), 9, "there is no restore point `no-such-point`"),
-            (("--at", "2020-01-01T00:00:00Z"), 9, "the first one ended at"),
+            (("--at", "2020-01-01T00:00:00Z"), 9, "what can be restored begins at"),
             (("--at", "2020-01-01"), 2, "has no time zone"),
             (("--at", "2999-01-01T00:00:00Z"), 2, "lies in the future"),
             (("--at", "2020-01-01T00:00:00Z", "--name", POINT), 2, "exclude each other"),

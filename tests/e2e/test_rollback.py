@@ -11,6 +11,9 @@ import pytest
 from memharbor.backup.erasure import user_digest
 from tests.e2e.conftest import Stack
 
+# Part of `make soak` until it has been seen green as a whole beside the other files.
+pytestmark = [pytest.mark.soak, pytest.mark.timeout(1800)]
+
 ALICE, BOB, GONE = "rollback-alice", "rollback-bob", "rollback-gone"
 
 Fingerprints = dict[tuple[str, str], tuple[int, str]]

@@ -1,7 +1,8 @@
 """
 Every runbook, step by step, on a stack to which it has happened.
 
-`docs/runbooks/new-machine.md` is run by tests/e2e/test_backup_store_faults.py, which has a stack that it may lose.
+Not `docs/runbooks/new-machine.md`, which needs a stack that it may lose: what it does is done by
+tests/e2e/test_backup_store_faults.py, in steps of its own.
 """
 
 from __future__ import annotations
@@ -84,8 +85,8 @@ def digest(user_id: str) -> str:
 
 
 def test_every_runbook_is_run() -> None:
-    here = Path(__file__).read_text() + (Path(__file__).parent / "test_backup_store_faults.py").read_text()
-    pages = {page.name for page in RUNBOOKS.glob("*.md")} - {"README.md"}
+    here = Path(__file__).read_text()
+    pages = {page.name for page in RUNBOOKS.glob("*.md")} - {"README.md", "new-machine.md"}
     assert pages == set(re.findall(r'"([a-z-]+\.md)"', here)), "a runbook that no test follows"
     index = (RUNBOOKS / "README.md").read_text()
     assert {page for page in pages if f"({page})" not in index} == set()

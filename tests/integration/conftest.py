@@ -71,5 +71,8 @@ def laboratory(server: Server) -> Iterator[Laboratory]:
             if os.environ.get("CI") == "true":
                 pytest.fail(problem)
             pytest.skip(problem)
-        built.build()
-        yield built
+        try:
+            built.build()
+            yield built
+        finally:
+            built.close()

@@ -159,7 +159,7 @@ class Judge:
         ]
 
     def _bad_files(self, owner: str, files: Sequence[BadFile]) -> None:
-        reasons = sorted({_WORDS[bad.reason] for bad in files})
+        reasons = sorted({_words(bad, len(files)) for bad in files})
         paths = [bad.path.removeprefix(f"{owner}/") for bad in files]
         what = f"{_count(len(files), 'file')} of backup {owner} {_are(len(files))} {' or '.join(reasons)}"
         self._add("backup-file", f"{what}: {names_of(paths)}", [owner])
@@ -313,7 +313,7 @@ class Judge:
                 continue
             damaged.add(segment)
             needed = [backup.id for backup in backups if verify_wal.needs(backup, segment)]
-            what = f"WAL segment {segment.name} is {_WORDS[file.reason].replace('their', 'its')}"
+            what = f"WAL segment {segment.name} is {_words(file, 1)}"
             self._add("wal-damaged", what, needed, restorable="up to it, and from the next backup on")
         return damaged
 
@@ -380,6 +380,10 @@ def _said(words: str) -> str:
     # After our own first line, pgBackRest's; one is enough, and noise of a garbled file must not reach a terminal.
     line = (words.splitlines()[1:] or [words])[0]
     return "".join(character for character in line if character.isprintable())[:200]
+
+
+def _words(bad: BadFile, count: int) -> str:
+    return _WORDS[bad.reason].replace("their", "its") if count == 1 else _WORDS[bad.reason]
 
 
 def _count(count: int, noun: str) -> str:
