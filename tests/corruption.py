@@ -498,7 +498,7 @@ FAULTS_HEAD = """\
 # What can go wrong with a backup store, and how it is found
 
 Each kind of damage was done to the files of a real repository, behind the store's back; then `memharbor backup verify` ran against the store.
-Files and places within them are drawn at random, several times.
+Files and places within them are drawn by a seed.
 None was called good, and the repository without damage was never accused: not while a backup ran, and not right after new WAL.
 `memharbor backup verify` exits with 10, says which backups cannot be restored and what still can be, and names the next command.
 A store that does not answer is exit code 6 and not damage.
