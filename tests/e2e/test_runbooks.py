@@ -130,8 +130,9 @@ def test_a_lost_key(stack: Stack, tmp_path: Path) -> None:
     assert list(tmp_path.glob("memharbor-*/manifest.json"))
 
 
-def test_a_full_store(stack: Stack) -> None:
-    # The gateway answers every write with 507 where its disk is full; a store that is down looks the same to PostgreSQL.
+def test_a_store_that_takes_nothing(stack: Stack) -> None:
+    # Down, not full: to PostgreSQL both are an archive that takes nothing. A disk that is full for real is in
+    # test_backup_store_faults.py.
     with closing(docker.from_env(timeout=120)) as client:
         store = client.containers.get(f"{stack.name}-backup-store-0")
         store.stop()
