@@ -39,6 +39,10 @@ class Site:
         self.run, self.container = run, run.backup_store()
         self._ca_file = folder / f"{run.name}.crt"
         self._ca_file.write_text(run.secrets.authority.certificate)
+        self.find()
+
+    def find(self) -> None:
+        """Look up the port: the engine gives another one at each start, and sometimes when a network is joined or left."""
         self.custodian, self.backup_key = self.place("custodian"), self.place("pgbackrest")
 
     def place(self, key: str, folder: str = "", *, secret: str = "") -> Place:
@@ -47,10 +51,9 @@ class Site:
         return Place("backup store", client, STORE_BUCKET, folder, page_size=PAGE)
 
     def restart(self) -> None:
-        """Start again; the engine gives the store another port."""
         self.container.start()
         self.run.wait(self.container)
-        self.custodian, self.backup_key = self.place("custodian"), self.place("pgbackrest")
+        self.find()
 
     def empty(self) -> None:
         self.custodian.delete_entries(self.custodian.entries())
@@ -469,6 +472,7 @@ def container(first: Site, second: Site) -> Iterator[Callable[..., tuple[int, li
     with closing(docker.from_env(timeout=120)) as engine:
         network = engine.networks.get(first.run.name)
         network.connect(second.container, aliases=[alias])
+        second.find()
         started = first.run.custodian(
             ("custodian", second.run.secrets.store_secrets["custodian"]),
             offsite_endpoint=f"https://{alias}:{STORE_PORT}",
@@ -489,6 +493,7 @@ def container(first: Site, second: Site) -> Iterator[Callable[..., tuple[int, li
                 assert secret not in log
             started.remove(force=True)
             network.disconnect(second.container)
+            second.find()
 
 
 def test_the_container_copies_purges_and_tells(
