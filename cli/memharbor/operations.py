@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING
 from memharbor.backup.access import present_tables
 from memharbor.backup.certificate import Signer
 from memharbor.backup.checkpoint import KEYS, Checkpoint, Checkpoints, Scope
+from memharbor.backup.custodian import Custodian
 from memharbor.backup.engine import BackupEngine
 from memharbor.backup.plan import plan_restore
 from memharbor.backup.records import Records
@@ -69,6 +70,17 @@ def open_stack(stack: str) -> OpenStack:
 def backup_engine(stack: str) -> BackupEngine:
     """Open only a stack's backups."""
     return open_stack(stack).engine
+
+
+def open_custodian(stack: str) -> Custodian:
+    """
+    Open a stack's custodian.
+
+    Raises:
+        StateRefusedError: The stack has none yet.
+    """
+    opened = open_stack(stack)
+    return Custodian(opened.containers, opened.outputs.containers, opened.engine)
 
 
 @dataclass(frozen=True)

@@ -34,6 +34,7 @@ def take_status(target: Target, *, now: datetime | None = None) -> dict[str, Any
         status["pools"] = _part(lambda: _pools(target))
         status["archive"] = _part(lambda: _archive(target))
         status["backups"] = _part(lambda: _backups(target, now))
+        status["custodian"] = _part(lambda: _custodian(target, now))
     return status
 
 
@@ -125,6 +126,12 @@ def _backups(target: Target, now: datetime) -> dict[str, Any]:
     }
 
 
+def _custodian(target: Target, now: datetime) -> dict[str, Any]:
+    from memharbor.operations import open_custodian
+
+    return open_custodian(target.stack_outputs("status").stack).works(now=now)
+
+
 def _drills(target: Target, backups: Sequence[Backup], now: datetime) -> dict[str, Any]:
     from memharbor.backup.drill import verified_at
     from memharbor.backup.drill_schedule import is_overdue, read_note
@@ -165,6 +172,7 @@ def status_text(status: dict[str, Any]) -> str:
         "pools": _pools_text,
         "archive": _archive_text,
         "backups": _backups_text,
+        "custodian": _custodian_text,
     }
     lines = [status["target"]]
     for part, say in sentences.items():
@@ -196,6 +204,12 @@ def _archive_text(archive: dict[str, Any]) -> str:
     from memharbor.backup.archive_lag import lag_text
 
     return lag_text(archive)
+
+
+def _custodian_text(works: dict[str, Any]) -> str:
+    from memharbor.backup.custodian import works_text
+
+    return works_text(works)
 
 
 def _backups_text(backups: dict[str, Any]) -> str:

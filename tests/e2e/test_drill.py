@@ -38,6 +38,7 @@ def backup(stack: Stack) -> Iterator[str]:
     """A backup of some users' memories; its id."""
     chosen = [memory for memory in corpus.memories()[:3000] if memory.user_id in corpus.USERS[:4]]
     with connect(stack) as connection:
+        connection.execute("delete from memharbor.memories")  # the main job has loaded the same users
         corpus.load(connection, 384, chosen=chosen)
         connection.execute(
             "insert into public.memories (id, user_id, memory) values (gen_random_uuid(), 'drill-erased', 'to be erased')"

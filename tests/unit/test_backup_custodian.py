@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from memharbor.backup.custodian import Custodian, offsite_text
+from memharbor.backup.custodian import Custodian, offsite_text, summarise_works, works_text
 from memharbor.containers import Finished
 from memharbor.errors import ConfigError, ConnectError, ExternalToolError, StateRefusedError
 from memharbor_custodian.copying import CopyState, is_same
@@ -233,3 +233,30 @@ def test_the_status_says_how_far_behind_the_copy_is() -> None:
     for part in ("1,200 objects", "90 s ago", "3 objects", "7 objects", "no versions", "cannot list the off-site copy"):
         assert part in said
     assert "not complete yet" in offsite_text({"offsite": {**offsite, "as_of": None}, "copy": None}, now=NOW)
+
+
+GOOD_COPY = {"last_good_at": "2026-06-30T11:55:00+00:00", "result": {}}
+
+
+@pytest.mark.parametrize(
+    ("copy", "interval_seconds", "said"),
+    [
+        (None, 300, "off-site copy not made yet"),
+        (GOOD_COPY, 300, "off-site copy 5 min ago"),
+        (GOOD_COPY, 60, "off-site copy 5 min ago, which is late"),
+        (
+            {"last_good_at": None, "error": {"message": "the off-site copy does not answer", "hint": ""}},
+            60,
+            "off-site copy not made yet; the last copy failed: the off-site copy does not answer",
+        ),
+    ],
+)
+def test_a_copy_that_is_late_or_failed_is_told(copy: dict[str, Any] | None, interval_seconds: int, said: str) -> None:
+    works = {"offsite": {"interval_seconds": interval_seconds}, "copy": copy, "purge": None}
+    assert works_text(summarise_works(works, now=NOW)) == said
+
+
+def test_a_purge_that_failed_is_told_also_without_a_copy() -> None:
+    failed = {"last_good_at": None, "error": {"message": "its lists are deleted", "hint": ""}}
+    summary = summarise_works({"offsite": None, "copy": None, "purge": failed}, now=NOW)
+    assert works_text(summary) == "no off-site copy; the last purge failed: its lists are deleted"

@@ -32,7 +32,7 @@ from memharbor.stack import (
 )
 from memharbor.stack import outputs as stack_outputs
 from memharbor.stack.certificates import LEAF_DAYS, RENEWAL_DAYS, certificate_names, find_expiry
-from memharbor.stack.config import SECRETS_KEY, check_stack_name
+from memharbor.stack.config import OFFSITE_KEYS, SECRETS_KEY, check_stack_name, offsite_key
 from memharbor.stack.init import destroy_stack, init_stack
 from memharbor.stack.secrets import (
     ROLE_NAMES,
@@ -464,6 +464,21 @@ def test_init_from_an_escrow_file_takes_its_secrets_and_settings(checkout: Path)
     assert config["memharbor:embedding_dims"] == "384"
     assert report.notes == []
     assert "secrets of the escrow file taken" in report.text
+
+
+def test_the_key_of_the_offsite_copy_is_in_the_escrow_file_and_comes_back_from_it(checkout: Path) -> None:
+    init_stack("dev", {})
+    for key, value in zip(OFFSITE_KEYS, ("offsite-id", "offsite-value"), strict=True):
+        provisioner.set_secret("dev", key, value)
+    report = init_stack("dev", {})
+    assert any("keep a copy of" in note for note in report.notes), "the copy that was kept lacks the key"
+    assert init_stack("dev", {}).notes == []
+    kept = checkout / "kept.json"
+    kept.write_bytes(report.escrow.read_bytes())
+    (checkout / "state.json").unlink()
+    init_stack("dev", {}, escrow_file=kept)
+    assert offsite_key(provisioner.read_config("dev")) == ("offsite-id", "offsite-value")
+    assert "offsite-value" not in json.dumps(calls(checkout))
 
 
 def test_init_never_replaces_secrets_by_those_of_an_escrow_file(checkout: Path) -> None:

@@ -21,6 +21,13 @@ GOOD = {
         "drill_schedule": None,
         "is_drill_overdue": False,
     },
+    "custodian": {
+        "has_offsite_copy": True,
+        "copy_age_seconds": 40,
+        "is_copy_behind": False,
+        "copy_failure": None,
+        "purge_failure": None,
+    },
 }
 
 
@@ -32,6 +39,7 @@ def test_each_part_is_one_line() -> None:
         "pools       memharbor_app@memharbor 2 clients, 0 waiting",
         "archive     000000010000000000000003 30 s ago, 0 segments wait",
         "backups     2, the last one 20260101-000000F 2.0 h ago, unverified",
+        "custodian   off-site copy 40 s ago",
     ]
 
 

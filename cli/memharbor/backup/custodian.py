@@ -22,7 +22,7 @@ from memharbor.errors import (
     MemharborError,
     StateRefusedError,
 )
-from memharbor.output import size_text
+from memharbor.output import age_text, size_text
 
 OnPercent = Callable[[float], None]
 
@@ -32,6 +32,8 @@ _ERRORS: Mapping[int, type[MemharborError]] = {
 }
 # For a segment that pgBackRest was sending when it was stopped.
 _SETTLE_SECONDS = 3
+# So many intervals without a good copy, and something holds it up.
+_LATE_INTERVALS = 3
 
 
 class Custodian:
@@ -105,6 +107,15 @@ class Custodian:
         """Tell how the last works went and how far behind the copy is; `offsite` is `None` where there is none."""
         return self._run("status")
 
+    def works(self, *, now: datetime) -> dict[str, Any]:
+        """
+        Tell how the last works went, without looking at either place.
+
+        Returns:
+            What `summarise_works` gives.
+        """
+        return summarise_works(self._run("status", "--works-only"), now=now)
+
     @contextmanager
     def _archiving_rests(self) -> Iterator[None]:
         """Let PostgreSQL keep its segments meanwhile; pgBackRest's stop file goes with the container, too."""
@@ -155,6 +166,56 @@ def _progress_reader(on_percent: OnPercent | None) -> Callable[[str], None] | No
             on_percent(100 * progress["done"] / max(progress["of"], 1))
 
     return read
+
+
+def summarise_works(said: Mapping[str, Any], *, now: datetime) -> dict[str, Any]:
+    """
+    Say whether the custodian keeps its promises. Pure.
+
+    Args:
+        said: What its `status --works-only` gives.
+        now: The present moment.
+
+    Returns:
+        `has_offsite_copy`; `last_copy_at`, ISO 8601 in UTC, of the last good copy since the custodian started, and its age
+        in seconds; `is_copy_behind`, where that is more than three intervals ago; `copy_failure` and `purge_failure`, the
+        message of the last one where it failed. All `None` or false where there is nothing to say.
+
+    >>> nothing = {"offsite": None, "copy": None, "purge": None}
+    >>> summarise_works(nothing, now=datetime.fromisoformat("2026-01-01T00:00:00+00:00"))["has_offsite_copy"]
+    False
+    """
+    copy, purge, offsite = said["copy"] or {}, said["purge"] or {}, said["offsite"]
+    last_copy_at = copy.get("last_good_at") if offsite is not None else None
+    age = None if last_copy_at is None else age_seconds(last_copy_at, now=now)
+    return {
+        "has_offsite_copy": offsite is not None,
+        "last_copy_at": last_copy_at,
+        "copy_age_seconds": None if age is None else round(age),
+        "is_copy_behind": age is not None and age > _LATE_INTERVALS * offsite["interval_seconds"],
+        "copy_failure": _failure(copy) if offsite is not None else None,
+        "purge_failure": _failure(purge),
+    }
+
+
+def _failure(work: Mapping[str, Any]) -> str | None:
+    return str(work["error"]["message"]) if "error" in work else None
+
+
+def works_text(works: Mapping[str, Any]) -> str:
+    """
+    Write a summary of the custodian's works for people.
+
+    >>> works_text(summarise_works({"offsite": None, "copy": None, "purge": None}, now=datetime.now()))
+    'no off-site copy'
+    """
+    said = "no off-site copy"
+    if works["has_offsite_copy"]:
+        age = works["copy_age_seconds"]
+        said = "off-site copy not made yet" if age is None else f"off-site copy {age_text(age)} ago"
+        said += ", which is late" if works["is_copy_behind"] else ""
+    failures = [("copy", works["copy_failure"]), ("purge", works["purge_failure"])]
+    return said + "".join(f"; the last {name} failed: {cause}" for name, cause in failures if cause)
 
 
 def offsite_text(status: Mapping[str, Any], *, now: datetime) -> str:

@@ -2,15 +2,10 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
-
 import click
 
 from memharbor.commands import common_options, confirm, dry_run_option, stack_option, yes_option
 from memharbor.output import Output
-
-if TYPE_CHECKING:
-    from memharbor.backup.custodian import Custodian
 
 
 @click.command()
@@ -35,6 +30,7 @@ def undelete(output: Output, since: str | None, at: str | None, dry_run: bool, y
 
     from memharbor.backup.plan import parse_instant
     from memharbor.errors import UsageError
+    from memharbor.operations import open_custodian
 
     if since and at:
         raise UsageError("`--since` and `--at` exclude each other")
@@ -43,7 +39,7 @@ def undelete(output: Output, since: str | None, at: str | None, dry_run: bool, y
         "since": parse_instant(since, now=now) if since else None,
         "at": parse_instant(at, now=now) if at else None,
     }
-    custodian = _open(stack)
+    custodian = open_custodian(stack)
     if not dry_run:
         confirm(f"Bring back what was deleted in the backup store of stack {stack}?", yes=yes)
     with output.step("Look at the versions in the backup store" if dry_run else "Bring back what was deleted"):
@@ -71,9 +67,10 @@ def purge(output: Output, dry_run: bool, yes: bool, stack: str) -> None:
     Example:
       memharbor backup purge --dry-run
     """
+    from memharbor.operations import open_custodian
     from memharbor.output import size_text
 
-    custodian = _open(stack)
+    custodian = open_custodian(stack)
     if not dry_run:
         confirm(f"Delete old versions in the backup store of stack {stack} for good?", yes=yes)
     with output.step("Look at the versions in the backup store" if dry_run else "Purge old versions"):
@@ -104,8 +101,9 @@ def status(output: Output, stack: str) -> None:
     from datetime import UTC, datetime
 
     from memharbor.backup.custodian import offsite_text
+    from memharbor.operations import open_custodian
 
-    report = _open(stack).status()
+    report = open_custodian(stack).status()
     output.result(report, offsite_text(report, now=datetime.now(UTC)))
 
 
@@ -122,9 +120,10 @@ def copy(output: Output, accept_changes: bool, dry_run: bool, stack: str) -> Non
     Example:
       memharbor backup offsite copy
     """
+    from memharbor.operations import open_custodian
     from memharbor.output import size_text
 
-    custodian = _open(stack)
+    custodian = open_custodian(stack)
     with output.step("Compare the copy with the backup store" if dry_run else "Copy"), output.percent() as on_percent:
         report = custodian.copy(accept_changes=accept_changes, dry_run=dry_run, on_percent=on_percent)
     output.result(
@@ -150,9 +149,10 @@ def fetch(output: Output, replace: bool, dry_run: bool, yes: bool, stack: str) -
     Example:
       memharbor backup offsite fetch --dry-run
     """
+    from memharbor.operations import open_custodian
     from memharbor.output import size_text
 
-    custodian = _open(stack)
+    custodian = open_custodian(stack)
     if not dry_run:
         confirm(f"Fill the backup store of stack {stack} from its off-site copy?", yes=yes)
     with (
@@ -169,14 +169,6 @@ def fetch(output: Output, replace: bool, dry_run: bool, yes: bool, stack: str) -
             "\nnext: memharbor restore, or where the database is as it should be: memharbor backup create --type full"
         )
     output.result({"dry_run": dry_run, **report}, text)
-
-
-def _open(stack: str) -> Custodian:
-    from memharbor.backup.custodian import Custodian
-    from memharbor.operations import open_stack
-
-    opened = open_stack(stack)
-    return Custodian(opened.containers, opened.outputs.containers, opened.engine)
 
 
 def _would(dry_run: bool, done: str, verb: str) -> str:

@@ -8,9 +8,10 @@ from collections.abc import Iterator
 from datetime import UTC, datetime
 
 from memharbor.backup.archive_lag import is_behind, is_disk_short, lag_text, read_lag
+from memharbor.backup.custodian import works_text
 from memharbor.containers import Containers
 from memharbor.doctor.findings import Finding, Findings, collect
-from memharbor.operations import open_stack
+from memharbor.operations import open_custodian, open_stack
 from memharbor.output import age_text
 from memharbor.stack import StackOutputs, find_leader, provisioner
 from memharbor.stack.certificates import RENEWAL_DAYS, find_expiry
@@ -31,6 +32,7 @@ def check_services(target: Target, outputs: StackOutputs) -> list[Finding]:
         ("certificates", lambda: check_certificates(outputs), "memharbor status"),
         ("backup", lambda: check_backups(outputs), f"docker logs {leader}"),
         ("archive", lambda: check_archive(target, outputs), f"docker logs {leader}"),
+        ("custodian", lambda: check_custodian(outputs), "memharbor backup offsite status"),
     )
     return [finding for area, check, otherwise in checks for finding in collect(area, check, otherwise)]
 
@@ -139,3 +141,15 @@ def check_archive(target: Target, outputs: StackOutputs) -> Findings:
         yield Finding("archive", "failed", f"WAL waits for the backup store: {lag_text(lag)}", look)
     else:
         yield Finding("archive", "ok", "WAL reaches the backup store")
+
+
+def check_custodian(outputs: StackOutputs, *, now: datetime | None = None) -> Findings:
+    """Look whether the off-site copy follows, and whether old versions are purged."""
+    works = open_custodian(outputs.stack).works(now=now or datetime.now(UTC))
+    if works["copy_failure"] or works["is_copy_behind"]:
+        yield Finding("custodian", "failed", works_text(works), "memharbor backup offsite copy")
+    elif works["purge_failure"]:
+        # The store only grows; nothing is lost.
+        yield Finding("custodian", "warning", works_text(works), "memharbor backup purge")
+    else:
+        yield Finding("custodian", "ok", works_text(works))

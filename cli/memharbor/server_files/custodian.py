@@ -32,6 +32,7 @@ def render_custodian_config(settings: Settings, stack: str) -> str:
         "region": settings.offsite_region,
         "bucket": settings.offsite_bucket,
         "folder": f"{settings.offsite_folder or stack}/",
+        "interval_minutes": settings.offsite_interval_minutes,
     }
     config = {
         "stack": stack,

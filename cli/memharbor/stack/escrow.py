@@ -33,19 +33,27 @@ class Escrow:
         stack: The stack's name, under which the store keeps its backups.
         settings: The settings of its config, as texts.
         secrets: All of its secrets.
+        offsite_key: Access key and secret key of the off-site copy; `None` where the stack has none.
     """
 
     stack: str
     settings: Mapping[str, str]
     secrets: StackSecrets = field(repr=False)
+    offsite_key: tuple[str, str] | None = field(default=None, repr=False)
 
     def render(self) -> str:
         """Spell the file; the same stack gives the same bytes."""
         held = {"format": FORMAT, "note": _NOTE, "stack": self.stack, "settings": dict(sorted(self.settings.items()))}
+        if self.offsite_key is not None:
+            held["offsite_key"] = list(self.offsite_key)
         return json.dumps(held | {"secrets": self.secrets.model_dump(mode="json")}, indent=2) + "\n"
 
+    def serves(self, other: Escrow) -> bool:
+        """Tell whether it restores what the other one does: what it lacks, and leaf certificates, can be made anew."""
+        return self.stack == other.stack and self.opens(other.secrets) and other.offsite_key in (None, self.offsite_key)
+
     def opens(self, secrets: StackSecrets) -> bool:
-        """Tell whether it restores a stack of such secrets: what it lacks, and leaf certificates, can be made anew."""
+        """Tell whether it restores a stack of such secrets."""
         mine = self.secrets
         return (
             mine.repository_passphrase == secrets.repository_passphrase
@@ -78,7 +86,9 @@ def read_escrow(path: Path) -> Escrow:
     if held.get("format") != FORMAT:
         raise ConfigError(f"`{path}` was written by another version of Memharbor", hint="use that version")
     settings = {str(name): str(value) for name, value in dict(held.get("settings") or {}).items()}
-    return Escrow(held["stack"], settings, parse_secrets(json.dumps(held["secrets"])))
+    key = held.get("offsite_key")
+    offsite_key = (str(key[0]), str(key[1])) if isinstance(key, list) and len(key) == 2 else None
+    return Escrow(held["stack"], settings, parse_secrets(json.dumps(held["secrets"])), offsite_key)
 
 
 def write_escrow(escrow: Escrow) -> bool:
@@ -93,8 +103,7 @@ def write_escrow(escrow: Escrow) -> bool:
     if path.is_file() and path.read_text(encoding="utf-8") == text:
         return False
     try:
-        former = read_escrow(path)
-        serves = former.stack == escrow.stack and former.opens(escrow.secrets)
+        serves = read_escrow(path).serves(escrow)
     except ConfigError:
         serves = False
     path.parent.mkdir(parents=True, exist_ok=True)

@@ -18,7 +18,14 @@ from memharbor.errors import ConfigError, StateRefusedError
 from memharbor.output import Output
 from memharbor.settings import Settings, environment_name, load_settings
 from memharbor.stack import provisioner
-from memharbor.stack.config import SECRETS_KEY, check_stack_name, config_settings, setting_key
+from memharbor.stack.config import (
+    OFFSITE_KEYS,
+    SECRETS_KEY,
+    check_stack_name,
+    config_settings,
+    offsite_key,
+    setting_key,
+)
 from memharbor.stack.escrow import Escrow, escrow_path, merge_settings, read_escrow, write_escrow
 from memharbor.stack.outputs import ca_certificate_path, write_ca_certificate
 from memharbor.stack.resources import StackResources
@@ -128,8 +135,7 @@ def init_stack(
         provisioner.create_stack(stack)
         # The config file of a stack whose state is gone still has its secrets: they are kept.
         config = provisioner.read_config(stack)
-    written = wanted if is_new else {}
-    changed = {name: value for name, value in written.items() if config.get(setting_key(name)) != value}
+    changed = {name: value for name, value in wanted.items() if is_new and config.get(setting_key(name)) != value}
     existing = parse_secrets(config[SECRETS_KEY]) if SECRETS_KEY in config else None
     if kept_elsewhere is not None:
         _refuse_other_secrets(kept_elsewhere, existing)
@@ -137,12 +143,16 @@ def init_stack(
     secrets = complete_secrets(stack, certificate_nodes(settings), base, public_names=settings.public_name_list)
     has_new_escrow = False
     if not dry_run:
+        added = {} if secrets is existing else {SECRETS_KEY: secrets.model_dump_json()}
+        if kept_elsewhere is not None and offsite_key(config) is None:
+            added |= dict(zip(OFFSITE_KEYS, kept_elsewhere.offsite_key or (), strict=False))
         if changed:
             provisioner.set_plain(stack, {setting_key(name): value for name, value in changed.items()})
-        if secrets is not existing:
-            provisioner.set_secret(stack, SECRETS_KEY, secrets.model_dump_json())
+        for key, value in added.items():
+            provisioner.set_secret(stack, key, value)
+        offsite = offsite_key({**config, **added})
         write_ca_certificate(stack, secrets.authority.certificate)
-        has_new_escrow = write_escrow(Escrow(stack, {**config_settings(config), **changed}, secrets))
+        has_new_escrow = write_escrow(Escrow(stack, {**config_settings(config), **changed}, secrets, offsite))
     return InitReport(
         stack,
         is_new,

@@ -31,12 +31,17 @@ _LOCK_WAIT_SECONDS = 300
 
 @dataclass(frozen=True)
 class Setup:
-    """What the stack's files say: the two places, and the promise. `offsite` is `None` where there is none."""
+    """
+    What the stack's files say: the two places, and the promises.
+
+    `offsite` is `None` where there is none; `interval` is how often the copy is brought in step.
+    """
 
     stack: str
     keep: timedelta
     store: Place
     offsite: Place | None
+    interval: timedelta = timedelta()
 
     def copy(self) -> OffsiteCopy:
         """
@@ -73,14 +78,16 @@ def read_setup(files: Path = FILES) -> Setup:
             second["bucket"],
             second["folder"],
         )
-    return Setup(config["stack"], timedelta(days=config["version_retention_days"]), store, offsite)
+    interval = timedelta(minutes=second["interval_minutes"] if second is not None else 0)
+    return Setup(config["stack"], timedelta(days=config["version_retention_days"]), store, offsite, interval)
 
 
 def parse(arguments: list[str]) -> argparse.Namespace:
     """Parse the command line."""
     parser = argparse.ArgumentParser(prog="custodian")
     commands = parser.add_subparsers(dest="command", required=True)
-    commands.add_parser("status")
+    # Without it both places are listed, which takes long where there are many objects.
+    commands.add_parser("status").add_argument("--works-only", action="store_true")
     for name in ("purge", "undelete", "copy", "fetch"):
         command = commands.add_parser(name)
         command.add_argument("--dry-run", action="store_true")
@@ -117,10 +124,12 @@ def work(options: argparse.Namespace, setup: Setup) -> dict[str, Any]:
     )
 
 
-def status(setup: Setup) -> dict[str, Any]:
+def status(setup: Setup, *, works_only: bool = False) -> dict[str, Any]:
     """Tell how the last works went, and how far behind the copy is. What cannot be read is `{"error": …}`."""
     offsite: dict[str, Any] | None = None
-    if setup.offsite is not None:
+    if setup.offsite is not None and works_only:
+        offsite = {"interval_seconds": setup.interval.total_seconds()}
+    elif setup.offsite is not None:
         try:
             offsite = {**setup.copy().waiting(), "is_versioned": setup.offsite.is_versioned()}
         except CustodianError as exc:
@@ -186,7 +195,7 @@ def main(arguments: list[str] | None = None, *, make_setup: Callable[[], Setup] 
     try:
         setup = make_setup()
         if options.command == "status":
-            outcome: dict[str, Any] = {"result": status(setup)}
+            outcome: dict[str, Any] = {"result": status(setup, works_only=options.works_only)}
         else:
             with alone():
                 outcome = {"result": work(options, setup)}
