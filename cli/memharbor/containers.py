@@ -124,6 +124,13 @@ class Containers:
             return str(state["Status"])
         return str(state.get("Health", {}).get("Status", "none"))
 
+    def wait_until_healthy(self, name: str, *, timeout_seconds: float = 60) -> bool:
+        """Wait until the engine has seen the container healthy, or no longer starting; tell whether it is healthy."""
+        deadline = time.monotonic() + timeout_seconds
+        while (health := self.health(name)) == "starting" and time.monotonic() < deadline:
+            time.sleep(0.2)
+        return health == "healthy"
+
     def execute(
         self,
         name: str,

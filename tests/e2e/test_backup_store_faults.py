@@ -18,7 +18,9 @@ import psycopg
 import pytest
 
 from memharbor.settings import Settings
+from tests import corpus
 from tests.e2e.conftest import BIN, PREFIX, ROOT, Stack, remove_files, stack_environment
+from tests.e2e.pages import RUNBOOKS, follow
 
 # Part of `make soak` until it has been seen green as a whole beside the other files.
 pytestmark = [pytest.mark.soak, pytest.mark.timeout(1800)]
@@ -67,10 +69,10 @@ def wait_until(found: Callable[[], bool], what: str, seconds: float) -> None:
 
 
 @contextlib.contextmanager
-def own_stack(folder: Path, prepare: Callable[[str], None] = lambda name: None) -> Iterator[Stack]:
+def own_stack(folder: Path, prepare: Callable[[str], None] = lambda name: None, *, dims: int = 8) -> Iterator[Stack]:
     """A stack of this file's own, up but not rolled out; `prepare` is called with its name before."""
     name = f"{PREFIX}-{os.getpid()}-{secrets.token_hex(2)}"
-    stack = Stack(name, stack_environment(name, folder, dims=8))
+    stack = Stack(name, stack_environment(name, folder, dims=dims))
     try:
         prepare(name)
         stack.memharbor("stack", "init")
@@ -121,15 +123,10 @@ def test_a_store_that_is_down_is_told_and_caught_up_with(stack: Stack) -> None:
 @pytest.mark.soak
 def test_everything_comes_back_from_the_escrow_file_and_the_store_alone(tmp_path: Path) -> None:
     (tmp_path / "state-of-before").mkdir()
-    with own_stack(tmp_path / "state-of-before") as stack:
+    with own_stack(tmp_path / "state-of-before", dims=384) as stack:
         roll_out(stack)
-        with connect(stack, "service") as connection:
-            for number in range(20):
-                connection.execute(
-                    "insert into memharbor.memories (embedding, payload) values ('[1,2,3,4,5,6,7,8]',"
-                    " jsonb_build_object('user_id', %s::text, 'data', %s::text))",
-                    (f"user {number % 3}", f"memory {number}"),
-                )
+        with connect(stack, "admin", "--direct") as connection:
+            corpus.load(connection, 384, chosen=corpus.of_user(corpus.USERS[40]))
         before = fingerprints(stack)
         passwords = {role: stack.dsn(role) for role in ("app", "service", "readonly")}
         stack.memharbor("backup", "create", "--type", "full")
@@ -139,19 +136,16 @@ def test_everything_comes_back_from_the_escrow_file_and_the_store_alone(tmp_path
         (tmp_path / "new-machine").mkdir()
         stack.environ |= {
             name: value
-            for name, value in stack_environment(stack.name, tmp_path / "new-machine", dims=8).items()
+            for name, value in stack_environment(stack.name, tmp_path / "new-machine", dims=384).items()
             if name.startswith("PULUMI_")
         }
-        done = stack.memharbor("stack", "init", "--escrow", str(kept))
-        assert "secrets of the escrow file taken" in done.stdout
-        stack.up()
-        stack.memharbor("restore", "--yes")
+        said = follow(stack, RUNBOOKS / "new-machine.md", ESCROW=str(kept))
+        assert "secrets of the escrow file taken" in said
         assert fingerprints(stack) == before
         assert {role: stack.dsn(role) for role in passwords} == passwords
         for role in passwords:
             with connect(stack, role) as connection:
                 assert connection.execute("select 1").fetchone() == (1,)
-        stack.memharbor("backup", "create", "--type", "full")
         assert stack.memharbor("status").returncode == 0
 
 

@@ -13,8 +13,7 @@ from memharbor.backup.erasure import user_digest
 from tests.e2e.conftest import ROOT, Stack
 from tests.e2e.test_rollback import connect, fingerprints, insert, of, without
 
-# Part of `make soak` until it has been seen green as a whole beside the other files.
-pytestmark = [pytest.mark.soak, pytest.mark.timeout(1800)]
+pytestmark = pytest.mark.timeout(1800)
 
 USER, OTHER = "erase-canary-4711", "erase-other"
 

@@ -11,15 +11,10 @@ import psycopg
 import pytest
 
 from tests.e2e.conftest import ROOT, Stack
+from tests.e2e.pages import blocks, follow
 from tests.openai_stub import OpenAIStub
 
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md"))]
-BLOCK = re.compile(r"^```(\w*)\n(.*?)^```", re.MULTILINE | re.DOTALL)
-
-
-def blocks(page: Path, language: str) -> list[str]:
-    return [text for found, text in BLOCK.findall(page.read_text()) if found == language]
-
 
 # Runbooks are run on a stack to which it has happened: test_runbooks.py.
 RUNNABLE = [page for page in PAGES if page.parent.name != "runbooks" and blocks(page, "bash")]
@@ -31,9 +26,7 @@ def test_there_are_documents_to_run() -> None:
 
 @pytest.mark.parametrize("page", RUNNABLE, ids=lambda page: page.name)
 def test_the_commands_of_the_page_run(stack: Stack, page: Path) -> None:
-    script = "\n".join(blocks(page, "bash"))
-    done = stack.run("bash", "-euo", "pipefail", "-c", script, check=False)
-    assert done.returncode == 0, f"{page.name}\n{done.stdout[-3000:]}\n{done.stderr[-3000:]}"
+    follow(stack, page)
 
 
 # What the pages say of their programs, asked in the same process: `memory` is the service's, `alice` is one user's.

@@ -6,22 +6,24 @@ import io
 import re
 import secrets
 import signal
+import sqlite3
 import subprocess
 import tarfile
 import threading
 import time
 from collections.abc import Iterator
+from contextlib import closing
 from pathlib import Path
 from typing import Any
 
 import docker
 import psycopg
 import pytest
+from mem0.memory.storage import SQLiteManager
 
 from tests.e2e.conftest import ROOT, Stack, free_port, remove_files
 
-# Part of `make soak` until it has been seen green as a whole beside the other files.
-pytestmark = [pytest.mark.soak, pytest.mark.timeout(1800)]
+pytestmark = pytest.mark.timeout(1800)
 
 Fingerprints = list[tuple[Any, ...]]
 
@@ -86,6 +88,40 @@ def test_up_to_a_position_of_the_log(stack: Stack) -> None:
     stack.memharbor("restore", "--lsn", row[0], "--yes")
     assert "after the position" not in memories(stack)
     assert "a mistake" in memories(stack)
+
+
+def history_of(path: Path) -> list[Any]:
+    with closing(sqlite3.connect(path)) as connection:
+        return connection.execute("select * from history order by memory_id").fetchall()
+
+
+def test_mem0_s_own_history_is_in_the_backup_and_comes_back_under_a_mem0_that_has_it_open(
+    stack: Stack, tmp_path: Path
+) -> None:
+    path = tmp_path / "history.db"
+    manager = SQLiteManager(str(path))
+    try:
+        for number in range(20):
+            manager.add_history(f"m{number}", None, f"text {number} 🐘", "ADD")
+        expected = history_of(path)
+        carried = ("--mem0-history", str(path))
+        assert stack.json("backup", "create", *carried, "--dry-run")["mem0_history_rows"] == 20
+        (made,) = stack.json("backup", "create", *carried)
+        assert made["mem0_history_rows"] == 20
+        (without,) = stack.json("backup", "create")
+        assert without["mem0_history_rows"] is None
+        assert leader(stack).exec_run(["sh", "-c", "ls $PGDATA/mem0-history.db"]).exit_code != 0
+        refused = stack.memharbor("restore", "--backup", without["id"], *carried, "--yes", check=False)
+        assert (refused.returncode, "no history of Mem0's" in refused.stderr) == (9, True)
+        manager.add_history("later", None, "not in the backup", "ADD")
+        before = fingerprints(stack)
+        report = stack.json("restore", "--backup", made["id"], *carried, "--yes")
+        assert fingerprints(stack) == before, "without a target it goes to the end of the archive"
+        assert history_of(path) == expected
+        assert len(history_of(Path(report["mem0_history_kept"]))) == 21
+        assert leader(stack).exec_run(["sh", "-c", "ls $PGDATA/mem0-history.db"]).exit_code != 0
+    finally:
+        manager.connection.close()
 
 
 def test_nobody_is_let_in_before_it_is_verified(stack: Stack) -> None:

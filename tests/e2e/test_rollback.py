@@ -11,8 +11,7 @@ import pytest
 from memharbor.backup.erasure import user_digest
 from tests.e2e.conftest import Stack
 
-# Part of `make soak` until it has been seen green as a whole beside the other files.
-pytestmark = [pytest.mark.soak, pytest.mark.timeout(1800)]
+pytestmark = pytest.mark.timeout(1800)
 
 ALICE, BOB, GONE = "rollback-alice", "rollback-bob", "rollback-gone"
 

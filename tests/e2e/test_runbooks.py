@@ -1,14 +1,12 @@
 """
 Every runbook, step by step, on a stack to which it has happened.
 
-Not `docs/runbooks/new-machine.md`, which needs a stack that it may lose: what it does is done by
-tests/e2e/test_backup_store_faults.py, in steps of its own.
+But `docs/runbooks/new-machine.md`, which needs a stack that it may lose: test_backup_store_faults.py.
 """
 
 from __future__ import annotations
 
 import re
-import textwrap
 from collections.abc import Iterator
 from contextlib import closing, contextmanager
 from pathlib import Path
@@ -21,26 +19,12 @@ import pytest
 from tests import corpus
 from tests.e2e.conftest import ROOT, Stack
 from tests.e2e.crashes import wait_until_healthy
+from tests.e2e.pages import RUNBOOKS, follow
 
 # Part of `make soak` until it has been seen green as a whole beside the other files.
 pytestmark = [pytest.mark.soak, pytest.mark.timeout(1800)]
 
-RUNBOOKS = ROOT / "docs" / "runbooks"
-STEP = re.compile(r"^( *)```bash\n(.*?)^\1```", re.MULTILINE | re.DOTALL)
 USER, OTHER = corpus.USERS[40], corpus.USERS[41]
-
-
-def script(page: str) -> str:
-    """All steps of a page, as one shell runs them."""
-    steps = [textwrap.dedent(text) for _, text in STEP.findall((RUNBOOKS / page).read_text())]
-    assert steps, f"{page} has no step"
-    return "\n".join(steps)
-
-
-def follow(stack: Stack, page: str, **environ: str) -> str:
-    done = stack.run("bash", "-euo", "pipefail", "-c", script(page), check=False, **environ)
-    assert done.returncode == 0, f"{page}\n{done.stdout[-4000:]}\n{done.stderr[-4000:]}"
-    return done.stdout + done.stderr
 
 
 def connect(stack: Stack) -> psycopg.Connection[Any]:
@@ -85,9 +69,10 @@ def digest(user_id: str) -> str:
 
 
 def test_every_runbook_is_run() -> None:
-    here = Path(__file__).read_text()
-    pages = {page.name for page in RUNBOOKS.glob("*.md")} - {"README.md", "new-machine.md"}
-    assert pages == set(re.findall(r'"([a-z-]+\.md)"', here)), "a runbook that no test follows"
+    tests = (Path(__file__), Path(__file__).with_name("test_backup_store_faults.py"))
+    followed = {name for test in tests for name in re.findall(r'RUNBOOKS / "([a-z-]+\.md)"', test.read_text())}
+    pages = {page.name for page in RUNBOOKS.glob("*.md")} - {"README.md"}
+    assert pages == followed, "a runbook that no test follows"
     index = (RUNBOOKS / "README.md").read_text()
     assert {page for page in pages if f"({page})" not in index} == set()
 
@@ -98,7 +83,7 @@ def test_before_a_mistake(stack: Stack) -> None:
         connection.execute('update memharbor.memories set payload = payload || \'{"data": "overwritten"}\'')
         connection.execute("delete from memharbor.memories where user_id = %s", (OTHER,))
     assert fingerprints(stack) != expected
-    said = follow(stack, "before-a-mistake.md", BEFORE=before)
+    said = follow(stack, RUNBOOKS / "before-a-mistake.md", BEFORE=before)
     assert fingerprints(stack) == expected
     assert "it can be undone by: memharbor restore --name memharbor-before-restore-" in said
 
@@ -114,7 +99,7 @@ def test_one_user(stack: Stack) -> None:
             'update memharbor.memories set payload = payload || \'{"data": "later"}\' where user_id = %s', (OTHER,)
         )
     others = fingerprints(stack)
-    follow(stack, "one-user.md", USER_ID=USER, BEFORE=before)
+    follow(stack, RUNBOOKS / "one-user.md", USER_ID=USER, BEFORE=before)
     after = fingerprints(stack)
     assert after[digest(USER), "memories"] == expected[digest(USER), "memories"]
     assert after[digest(OTHER), "memories"] == others[digest(OTHER), "memories"] != expected[digest(OTHER), "memories"]
@@ -124,7 +109,7 @@ def test_a_lost_key(stack: Stack, tmp_path: Path) -> None:
     escrow = ROOT / ".memharbor" / stack.name / "key-escrow.json"
     held = escrow.read_bytes()
     escrow.unlink()
-    follow(stack, "lost-key.md", KEEP=str(tmp_path))
+    follow(stack, RUNBOOKS / "lost-key.md", KEEP=str(tmp_path))
     assert escrow.read_bytes() == held
     assert escrow.stat().st_mode & 0o777 == 0o600
     assert list(tmp_path.glob("memharbor-*/manifest.json"))
@@ -147,7 +132,7 @@ def test_a_store_that_takes_nothing(stack: Stack) -> None:
         finally:
             store.start()
     wait_until_healthy(stack)
-    follow(stack, "store-full.md")
+    follow(stack, RUNBOOKS / "store-full.md")
     assert stack.json("status")["archive"]["waiting_segments"] == 0
 
 
@@ -172,7 +157,7 @@ def test_a_failed_drill(stack: Stack) -> None:
     with damaged_backup(stack) as backup_id:
         done = stack.memharbor("drill", check=False)
         assert done.returncode != 0
-        follow(stack, "failed-drill.md")
+        follow(stack, RUNBOOKS / "failed-drill.md")
         listed = {each["id"]: each for each in stack.json("backup", "list")}
         assert not listed.get(backup_id, {}).get("verified")
         assert list(listed.values())[-1]["verified"]
@@ -181,7 +166,7 @@ def test_a_failed_drill(stack: Stack) -> None:
 def test_erase_a_user(stack: Stack) -> None:
     before = moment(stack)
     others = fingerprints(stack)
-    follow(stack, "erase-a-user.md", USER_ID=USER, REASON="request 4711")
+    follow(stack, RUNBOOKS / "erase-a-user.md", USER_ID=USER, REASON="request 4711")
     after = fingerprints(stack)
     assert {key for key in after if key[0] == digest(USER)} == set()
     assert after == {key: value for key, value in others.items() if key[0] != digest(USER)}

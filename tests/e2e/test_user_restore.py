@@ -20,8 +20,7 @@ from memharbor.backup.rows import differences
 from tests.e2e.conftest import ROOT, Stack
 from tests.user_rows import HOSTILE_USERS, add_user, memory_id, populate, state, wipe
 
-# Part of `make soak` until it has been seen green as a whole beside the other files.
-pytestmark = [pytest.mark.soak, pytest.mark.timeout(1800)]
+pytestmark = pytest.mark.timeout(1800)
 
 DIMS = 384
 USERS = ("alice", "bob", HOSTILE_USERS[0], "erased-user")

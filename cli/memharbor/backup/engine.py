@@ -106,12 +106,19 @@ class BackupEngine:
                 return backup
         raise StateRefusedError(f"there is no backup `{backup_id}`", hint="run `memharbor backup list`")
 
-    def create_backup(self, backup_type: BackupType, *, on_percent: OnPercent | None = None) -> Backup:
+    def create_backup(
+        self, backup_type: BackupType, *, history_rows: int | None = None, on_percent: OnPercent | None = None
+    ) -> Backup:
         """
         Make a backup and return it as the repository lists it.
 
         A `diff` or `incr` without a full backup before it becomes a full one; the result says so. Users' fingerprints are
         recorded with it, and what the retention no longer promises is expired (docker/postgres/backup).
+
+        Args:
+            backup_type: What is copied.
+            history_rows: Rows of the Mem0 history that was handed in (`memharbor.backup.carried_history`); taken along.
+            on_percent: Called with the share that is done.
 
         Raises:
             StateRefusedError: Another backup is running, or the server is down.
@@ -120,7 +127,9 @@ class BackupEngine:
         before = {backup.id for backup in self.list_backups()}
         self.ensure_stanza()
         try:
-            done = self._run([BACKUP_PROGRAM, backup_type, "--watched"], on_line=percent_reader(on_percent))
+            history = [] if history_rows is None else [str(history_rows)]
+            command = [BACKUP_PROGRAM, backup_type, "--watched", *history]
+            done = self._run(command, on_line=percent_reader(on_percent))
         except KeyboardInterrupt:
             # Nobody waits for it any more, and the next one must not find it running.
             self._run([BACKUP_PROGRAM, "stop"])

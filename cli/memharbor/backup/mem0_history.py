@@ -58,20 +58,31 @@ def restore_history(folder: Path, file: StoredFile, keys: Keys, path: Path, *, o
         StateRefusedError: There is one with rows, and it may not be replaced; nothing was changed.
         SourceDataError: What is in the backup is damaged.
     """
-    kept: Path | None = None
     with tempfile.TemporaryDirectory(prefix="memharbor-") as scratch:
         unpacked = Path(scratch) / "history.db"
         with unpacked.open("wb") as sink:
             pour(folder, file, sink, keys)
-        try:
-            with closing(sqlite3.connect(unpacked)) as source:
-                _check(source, unpacked)
-                if path.exists() and path.stat().st_size:
-                    kept = _keep(path, overwrite=overwrite)
-                with closing(_open(path, mode="rwc")) as target:
-                    source.backup(target)
-        except sqlite3.Error as exc:
-            raise SourceDataError(f"the history cannot be put back at `{path}`: {exc}") from exc
+        return put_back(unpacked, path, overwrite=overwrite)
+
+
+def put_back(unpacked: Path, path: Path, *, overwrite: bool) -> Path | None:
+    """
+    Put a history back from a file, as `restore_history` does from a logical backup.
+
+    Raises:
+        StateRefusedError: There is one with rows, and it may not be replaced; nothing was changed.
+        SourceDataError: The file is damaged.
+    """
+    kept: Path | None = None
+    try:
+        with closing(sqlite3.connect(unpacked)) as source:
+            _check(source, unpacked)
+            if path.exists() and path.stat().st_size:
+                kept = _keep(path, overwrite=overwrite)
+            with closing(_open(path, mode="rwc")) as target:
+                source.backup(target)
+    except sqlite3.Error as exc:
+        raise SourceDataError(f"the history cannot be put back at `{path}`: {exc}") from exc
     return kept
 
 

@@ -151,6 +151,8 @@ class Restore:
             self._output.note(f"the database is not open and the pool is paused: {self._next_step()}")
             raise
         self._timed("Resume the pool", lambda: self._pooler.resume(self._databases))
+        # Clients are served by now; a `status` that follows shall not say that the server is starting.
+        self._timed("Wait for the healthcheck", lambda: self._containers.wait_until_healthy(self._container))
         return RestoreReport(plan, self._undo_point, reached, timeline, dropped, self._seconds, replayed)
 
     def _replace(self, plan: RestorePlan, on_open: OnOpen | None, *, keep_wal: bool) -> tuple[int, int, int]:

@@ -57,11 +57,13 @@ for path; do
   echo "$path $kind $sum"
 done
 """
+# A history may end with empty lines, and they count: the dot says where it ends.
 _HISTORIES = """
 stanza=$1; shift
 for path; do
   echo "history $path"
   pgbackrest --stanza="$stanza" --log-level-console=off repo-get "$path" || true
+  echo .
 done
 """
 _PATHS_PER_CALL = 200
@@ -238,7 +240,7 @@ class BackupVerifier:
             path, _, text = part.partition("\n")
             timeline = parse_history_name(path.rsplit("/", 1)[-1])
             if timeline is not None:
-                texts[timeline] = text
+                texts[timeline] = text.rstrip("\n").removesuffix(".")
         return replace(archive, histories=texts)
 
     def _script(self, script: str, arguments: Sequence[str]) -> str:

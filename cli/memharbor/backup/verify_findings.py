@@ -338,7 +338,7 @@ class Judge:
                 problem = "is missing"
             elif text is None or (said := history_problem(timeline, text)) is not None:
                 problem = "is damaged" if text is None else f"is damaged: {said}"
-            elif mine and mine != hashlib.sha256(f"{text.rstrip(chr(10))}\n".encode()).hexdigest():
+            elif mine and mine != hashlib.sha256(text.encode()).hexdigest():
                 problem = "is another one than the server's"
             else:
                 continue

@@ -3,13 +3,20 @@
 from __future__ import annotations
 
 import os
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
 
 from memharbor.commands import common_options, dry_run_option, stack_option
 from memharbor.commands.backup_custodian import offsite, purge, undelete
-from memharbor.commands.backup_logical import create_logical, logical_options, refuse_logical_options, restore_logical
+from memharbor.commands.backup_logical import (
+    FILE,
+    create_logical,
+    logical_options,
+    refuse_logical_options,
+    restore_logical,
+)
 from memharbor.commands.backup_schedule import prune, schedule
 from memharbor.commands.backup_verify import verify
 from memharbor.output import Output
@@ -35,11 +42,20 @@ def backup() -> None:
     help="full: everything; diff: since the last full; incr: since the last backup. Without a full one before it, any is "
     "full. logical: rows, readable with psql alone.",
 )
+@click.option("--mem0-history", type=FILE, help="Take Mem0's own SQLite history along.")
 @logical_options
 @dry_run_option
 @stack_option
 @common_options
-def create(output: Output, backup_type: Any, dry_run: bool, stack: str, dsn: str | None, **options: Any) -> None:
+def create(
+    output: Output,
+    backup_type: Any,
+    mem0_history: Path | None,
+    dry_run: bool,
+    stack: str,
+    dsn: str | None,
+    **options: Any,
+) -> None:
     """
     Create a backup: of the whole database with pgBackRest, or a logical one of its rows.
 
@@ -50,24 +66,40 @@ def create(output: Output, backup_type: Any, dry_run: bool, stack: str, dsn: str
       memharbor backup create --type full
       memharbor backup create --type logical --user customer-123 --destination s3://my-bucket/mem0-backups/
     """
-    from memharbor.operations import backup_engine
-
     if backup_type == "logical":
-        create_logical(output, stack, dry_run=dry_run, dsn=dsn, **options)
+        create_logical(output, stack, dry_run=dry_run, dsn=dsn, mem0_history=mem0_history, **options)
         return
     refuse_logical_options({**options, "dsn": dsn if dsn != os.environ.get("MEMHARBOR_DSN") else None})
-
-    engine = backup_engine(stack)
     if dry_run:
-        known = engine.list_backups()
+        _plan_physical(output, stack, backup_type, mem0_history)
+    else:
+        _create_physical(output, stack, backup_type, mem0_history)
+
+
+def _plan_physical(output: Output, stack: str, backup_type: Any, mem0_history: Path | None) -> None:
+    from contextlib import nullcontext
+
+    from memharbor.backup.mem0_history import copied_history
+    from memharbor.operations import backup_engine
+
+    known = backup_engine(stack).list_backups()
+    with copied_history(mem0_history) if mem0_history else nullcontext((None, None)) as (_, history_rows):
         kind = backup_type if known or backup_type == "full" else "full (there is no full backup yet)"
-        output.result(
-            {"dry_run": True, "type": backup_type, "backups": len(known)},
-            f"would create a backup of type {kind} of stack {stack}, beside {len(known)} others",
-        )
-        return
+    carried = "" if history_rows is None else f", with {history_rows:,} rows of Mem0's own history"
+    output.result(
+        {"dry_run": True, "type": backup_type, "backups": len(known), "mem0_history_rows": history_rows},
+        f"would create a backup of type {kind} of stack {stack}{carried}, beside {len(known)} others",
+    )
+
+
+def _create_physical(output: Output, stack: str, backup_type: Any, mem0_history: Path | None) -> None:
+    from memharbor.backup.carried_history import hand_in
+    from memharbor.operations import open_stack
+
+    opened = open_stack(stack)
+    history_rows = hand_in(opened.containers, opened.engine.container, mem0_history) if mem0_history else None
     with output.step(f"Create a {backup_type} backup of stack {stack}"), output.percent() as on_percent:
-        created = engine.create_backup(backup_type, on_percent=on_percent)
+        created = opened.engine.create_backup(backup_type, history_rows=history_rows, on_percent=on_percent)
     output.table([_row(created)] if output.format == "text" else [_data(created)], _COLUMNS)
 
 
@@ -124,6 +156,7 @@ def _row(each: Backup) -> dict[str, Any]:
 
 
 def _data(each: Backup) -> dict[str, Any]:
+    from memharbor.backup.carried_history import ANNOTATION
     from memharbor.backup.drill import verified_at
     from memharbor.backup.wal import format_lsn
 
@@ -141,6 +174,7 @@ def _data(each: Backup) -> dict[str, Any]:
         "stop_segment": each.stop_segment,
         "references": list(each.references),
         "has_error": each.has_error,
+        "mem0_history_rows": int(each.annotations[ANNOTATION]) if ANNOTATION in each.annotations else None,
         "verified": not each.has_error and verified_at(each) is not None,
         "verified_at": instant.isoformat() if (instant := verified_at(each)) else None,
     }

@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
 Command = TypeVar("Command", bound=Callable[..., Any])
 
-_FILE = click.Path(dir_okay=False, path_type=Path)
+FILE = click.Path(dir_okay=False, path_type=Path)
 # Where logical backups are kept unless said otherwise, below the working directory.
 DEFAULT_DESTINATION = "backups"
 
@@ -30,7 +30,7 @@ def key_options(command: Command) -> Command:
         click.option(
             "--recipient", "recipients", multiple=True, metavar="AGE1…", help="Encrypt for this age recipient."
         ),
-        click.option("--recipients-file", type=_FILE, help="Encrypt for the age recipients in this file."),
+        click.option("--recipients-file", type=FILE, help="Encrypt for the age recipients in this file."),
         identity_option,
     ]
     for option in reversed(options):
@@ -40,7 +40,7 @@ def key_options(command: Command) -> Command:
 
 def identity_option(command: Command) -> Command:
     """Give a command `--identity-file`."""
-    return click.option("--identity-file", type=_FILE, help="age identities that open encrypted backups.")(command)
+    return click.option("--identity-file", type=FILE, help="age identities that open encrypted backups.")(command)
 
 
 def destination_option(command: Command) -> Command:
@@ -60,7 +60,6 @@ def logical_options(command: Command) -> Command:
         click.option("--from", "from_at", metavar="TIME", help="logical: only memories made from then on."),
         click.option("--to", "to_at", metavar="TIME", help="logical: only memories made before; a day is included."),
         destination_option,
-        click.option("--mem0-history", type=_FILE, help="logical: take Mem0's own SQLite history along."),
         key_options,
         dsn_option,
     ]
@@ -170,7 +169,7 @@ def _said(data: dict[str, Any]) -> str:
 @click.option(
     "--on-conflict", type=click.Choice(["skip", "overwrite", "new-id"]), help="For rows that are there and differ."
 )
-@click.option("--mem0-history", type=_FILE, help="Put Mem0's own SQLite history back here.")
+@click.option("--mem0-history", type=FILE, help="Put Mem0's own SQLite history back here.")
 @identity_option
 @dry_run_option
 @yes_option

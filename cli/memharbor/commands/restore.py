@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from datetime import datetime
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
@@ -11,7 +12,10 @@ from memharbor.commands import common_options, confirm, dry_run_option, stack_op
 from memharbor.output import Output
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
     from memharbor.backup.plan import RestorePlan
+    from memharbor.backup.rows import RowSource
     from memharbor.operations import OpenStack
 
 
@@ -25,6 +29,11 @@ if TYPE_CHECKING:
     "--into", metavar="FOLDER|STACK", help="Restore there instead: a path with a `/`, or another stack's name."
 )
 @click.option("--replace", is_flag=True, help="Replace what `--into` holds already.")
+@click.option(
+    "--mem0-history",
+    type=click.Path(dir_okay=False, path_type=Path),
+    help="Put Mem0's own SQLite history of the backup back here; one that is there is kept beside it.",
+)
 @dry_run_option
 @yes_option
 @stack_option
@@ -42,6 +51,7 @@ def restore(output: Output, **options: Any) -> None:
       memharbor restore --name before-upgrade --dry-run
       memharbor restore --at 2026-01-31T12:00:00Z --into ./restored
     """
+    from memharbor.backup.carried_history import refuse_without_history
     from memharbor.backup.plan import plan_restore
     from memharbor.operations import open_stack
 
@@ -50,6 +60,8 @@ def restore(output: Output, **options: Any) -> None:
     with output.step("Look at the backups and the archive"):
         plan = plan_restore(opened.engine, backup_id=options["backup_id"], **target)
     into = options["into"]
+    if options["mem0_history"] is not None:
+        refuse_without_history(plan.backup, options["mem0_history"])
     other = _open_other(opened, plan, into, replace=options["replace"])
     if options["dry_run"]:
         where = f" into {into}" if into else ""
@@ -59,7 +71,7 @@ def restore(output: Output, **options: Any) -> None:
         )
         return
     if into is None:
-        _in_place(output, opened, plan, yes=options["yes"])
+        _in_place(output, opened, plan, mem0_history=options["mem0_history"], yes=options["yes"])
     elif other is not None:
         _into_stack(output, opened, plan, other, replace=options["replace"], yes=options["yes"])
     else:
@@ -77,6 +89,8 @@ def _read_target(options: dict[str, Any]) -> dict[str, Any]:
         raise UsageError(f"`--{given[0]}` and `--{given[1]}` exclude each other")
     if options["replace"] and options["into"] is None:
         raise UsageError("`--replace` goes with `--into`")
+    if options["mem0_history"] is not None and options["into"] is not None:
+        raise UsageError("`--mem0-history` goes without `--into`")
     return {
         "at": parse_instant(options["at"], now=datetime.now(UTC)) if options["at"] is not None else None,
         "name": options["name"],
@@ -87,8 +101,6 @@ def _read_target(options: dict[str, Any]) -> dict[str, Any]:
 
 def _open_other(opened: OpenStack, plan: RestorePlan, into: str | None, *, replace: bool) -> OpenStack | None:
     """Open the stack that `--into` names, and refuse what cannot be restored into; None where it names no stack."""
-    from pathlib import Path
-
     from memharbor.backup.into_folder import refuse_folder
     from memharbor.backup.into_stack import refuse_stack
     from memharbor.operations import open_stack
@@ -103,27 +115,43 @@ def _open_other(opened: OpenStack, plan: RestorePlan, into: str | None, *, repla
     return other
 
 
-def _in_place(output: Output, opened: OpenStack, plan: RestorePlan, *, yes: bool) -> None:
+def _in_place(output: Output, opened: OpenStack, plan: RestorePlan, *, mem0_history: Path | None, yes: bool) -> None:
+    from memharbor.backup import carried_history
     from memharbor.backup.erasure import replay_erasures
+    from memharbor.backup.mem0_history import put_back
     from memharbor.backup.records import Records
     from memharbor.backup.restore import Restore
 
     outputs, records = opened.outputs, Records(opened.engine)
     confirm(f"Replace database `{outputs.database}` of stack {outputs.stack} by its state at {plan.target}?", yes=yes)
-    report = Restore(
+    work = Restore(
         opened.engine, opened.containers, opened.pooler, opened.pool_databases, output, database=outputs.database
-    ).run(plan, on_open=lambda rows: replay_erasures(records, rows))
-    data = report.as_data()
+    )
+    kept = None
+    with carried_history.scratch_file() as history:
+
+        def on_open(rows: RowSource) -> Sequence[Any]:
+            if mem0_history is not None:
+                carried_history.fetch(opened.containers, opened.engine.container, history)
+            return replay_erasures(records, rows)
+
+        report = work.run(plan, on_open=on_open)
+        if mem0_history is not None:
+            kept = put_back(history, mem0_history, overwrite=True)
+    data = {**report.as_data(), "mem0_history_kept": str(kept) if kept else None}
     text = f"restored backup {data['backup']} to {data['target']}, reached {data['reached_lsn']}, now on timeline {data['new_timeline']}"
     if report.erasures_replayed:
         text += f"\nerased again: {report.erasures_replayed}"
+    if mem0_history is not None:
+        text += f"\nMem0's history is that of the backup: {mem0_history}"
+    if kept is not None:
+        text += f"\nthe history that was there is kept at {kept}"
     if report.undo_point:
         text += f"\nto undo: memharbor restore --name {report.undo_point}"
     output.result(data, text)
 
 
 def _into_folder(output: Output, opened: OpenStack, plan: RestorePlan, into: str, *, replace: bool, yes: bool) -> None:
-    from pathlib import Path
 
     from memharbor.backup.erasure import replay_erasures
     from memharbor.backup.into_folder import restore_into_folder

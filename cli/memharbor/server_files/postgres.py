@@ -24,6 +24,9 @@ FILES_ROOT = "/etc/memharbor"
 DATA_ROOT = "/var/lib/postgresql"
 # Below the mount, never the mount itself: Patroni deletes and recreates the data directory.
 DATA_DIRECTORY = f"{DATA_ROOT}/{versions.POSTGRES_MAJOR}/data"
+# Mem0's own history on its way into a physical backup, and in the data directory while that is made (docker/postgres/backup).
+INCOMING_HISTORY = f"{DATA_ROOT}/{versions.POSTGRES_MAJOR}/mem0-history.incoming"
+CARRIED_HISTORY = "mem0-history.db"
 POSTGRES_SOCKET_DIRECTORY = "/run/postgresql"
 POOLER_SOCKET_DIRECTORY = "/run/pgbouncer"
 SPOOL_DIRECTORY = "/var/spool/pgbackrest"
