@@ -20,8 +20,7 @@ import pytest
 from memharbor.cron import find_next
 from tests.e2e.conftest import ROOT, Stack
 
-# Part of `make soak` until it has been seen green as a whole beside the other files.
-pytestmark = [pytest.mark.soak, pytest.mark.timeout(1800)]
+pytestmark = pytest.mark.timeout(1800)
 
 LIBRARY = "/usr/local/lib/memharbor"
 USERS = ("schedule-ada", "schedule-bob")

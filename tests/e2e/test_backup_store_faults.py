@@ -22,8 +22,7 @@ from tests import corpus
 from tests.e2e.conftest import BIN, PREFIX, ROOT, Stack, remove_files, stack_environment
 from tests.e2e.pages import RUNBOOKS, follow
 
-# Part of `make soak` until it has been seen green as a whole beside the other files.
-pytestmark = [pytest.mark.soak, pytest.mark.timeout(1800)]
+pytestmark = pytest.mark.timeout(1800)
 
 # What the playbook does, without Ansible's start-up times.
 ROLL_OUT = """

@@ -19,8 +19,7 @@ import pytest
 from tests import corpus
 from tests.e2e.conftest import ROOT, Stack
 
-# Part of `make soak` until it has been seen green as a whole beside the other files.
-pytestmark = [pytest.mark.soak, pytest.mark.timeout(1800)]
+pytestmark = pytest.mark.timeout(1800)
 
 USERS = ("alice", "bruno", "chloe")
 SEED = int(os.environ.get("MEMHARBOR_TEST_SEED", "20261121"))
