@@ -18,8 +18,7 @@ from memharbor.server_files.postgres import STORE_BUCKET, STORE_PORT
 from tests.containers import ThrowAway, throw_away
 from tests.e2e.conftest import ROOT, Stack
 
-# Part of `make soak` until it has been seen green as a whole beside the other files.
-pytestmark = [pytest.mark.soak, pytest.mark.timeout(1800)]
+pytestmark = pytest.mark.timeout(1800)
 
 USER = "offsite-user"
 OFFSITE_SETTINGS = ("offsite_endpoint", "offsite_bucket", "offsite_ca_certificate")
