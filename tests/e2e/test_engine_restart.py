@@ -31,8 +31,7 @@ from memharbor_infra.contexts import build_contexts
 from tests.containers import find_engine_problem
 from tests.e2e.conftest import PREFIX, Stack, remove_files, stack_environment
 
-# Part of `make soak` until it has been seen green as a whole beside the other files.
-pytestmark = [pytest.mark.soak, pytest.mark.timeout(1800)]
+pytestmark = pytest.mark.timeout(1800)
 
 # On disk, where /tmp may be memory; and short, as the path of a socket must be.
 FOLDERS = Path("/var/tmp")

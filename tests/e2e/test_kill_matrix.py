@@ -22,8 +22,7 @@ import pytest
 from tests.e2e.conftest import ROOT, Stack
 from tests.e2e.crashes import containers, kill_processes, wait_until_healthy
 
-# Part of `make soak` until it has been seen green as a whole beside the other files.
-pytestmark = [pytest.mark.soak, pytest.mark.timeout(1800)]
+pytestmark = pytest.mark.timeout(1800)
 
 OPERATIONS = ("backup", "restore", "rollback", "drill")
 VICTIMS = {"command": "", "pgbackrest": "pgbackrest", "postgres": "postgres", "store": "versitygw"}

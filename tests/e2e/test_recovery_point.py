@@ -28,8 +28,7 @@ from tests.e2e.crashes import (
     writing,
 )
 
-# Part of `make soak` until it has been seen green as a whole beside the other files.
-pytestmark = [pytest.mark.soak, pytest.mark.timeout(1800)]
+pytestmark = pytest.mark.timeout(1800)
 
 LOSS = timedelta(seconds=60)
 figures: list[dict[str, object]] = []

@@ -21,8 +21,7 @@ from tests.e2e.conftest import ROOT, Stack
 from tests.e2e.crashes import wait_until_healthy
 from tests.e2e.pages import RUNBOOKS, follow
 
-# Part of `make soak` until it has been seen green as a whole beside the other files.
-pytestmark = [pytest.mark.soak, pytest.mark.timeout(1800)]
+pytestmark = pytest.mark.timeout(1800)
 
 USER, OTHER = corpus.USERS[40], corpus.USERS[41]
 
