@@ -48,6 +48,7 @@ ALLOWED = {
     "pooler": TOOLS | {"containers", "server_files"},
     "backup": TOOLS | {"containers", "pooler", "schema", "server_files"},
     "bench": TOOLS | {"backup", "operations", "server_files", "target"},
+    "migrate": TOOLS | {"backup", "embedder", "operations", "schema", "target"},
     "operations": TOOLS | {"backup", "containers", "pooler", "stack", "target"},
     "scheduling": TOOLS | {"backup", "operations", "server_files", "stack"},
     "validation": TOOLS | {"embedder", "mem0", "schema"},
@@ -132,6 +133,8 @@ _SHAPES = (
     rf"comment on {_KIND} .+ is\b",
 )
 DDL = re.compile(rf"(?:^|;) ?(?:{'|'.join(_SHAPES)})", re.IGNORECASE)
+# They keep a SQLite file of their own on this machine; its tables are nobody else's.
+SQLITE = {f"cli/memharbor/migrate/{name}.py" for name in ("seen", "embedding/cache", "sources/point_vectors")}
 # What Ansible reads as documentation: YAML in which tasks are named in words.
 ANSIBLE_DOCUMENTS = {"DOCUMENTATION", "EXAMPLES", "RETURN"}
 
@@ -168,7 +171,8 @@ def text_of(part: ast.expr) -> str:
     ids=lambda path: str(path.relative_to(ROOT)),
 )
 def test_ddl_stands_only_in_the_templates(path: Path) -> None:
-    assert ddl_in(path.read_text()) == []
+    if path.relative_to(ROOT).as_posix() not in SQLITE:
+        assert ddl_in(path.read_text()) == []
 
 
 @pytest.mark.parametrize(

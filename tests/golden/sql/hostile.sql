@@ -1,3 +1,54 @@
+-- migrate/stage.sql
+-- component: tables
+-- purpose: temporary tables for one segment of a migration, that the service role reads when it merges them
+-- variables: embedding_dims, role, vector_schema
+-- runs as: administrator
+-- safe to repeat: temporary, gone at the end of the transaction
+create temporary table staged_memories (
+  place integer,
+  id uuid,
+  embedding "we""ird'; drop table x; --\ {{ 7 * 7 }} {% raw %} Ü🐘".vector(1536),
+  payload jsonb,
+  will_embed boolean,
+  state text,
+  archived_at timestamptz,
+  deleted_at timestamptz,
+  expires_at timestamptz,
+  verdict text
+) on commit drop;
+create temporary table staged_entities (
+  place integer,
+  id uuid,
+  embedding "we""ird'; drop table x; --\ {{ 7 * 7 }} {% raw %} Ü🐘".vector(1536),
+  payload jsonb,
+  will_embed boolean,
+  verdict text
+) on commit drop;
+create temporary table staged_relationships (
+  place integer,
+  id uuid,
+  source_memory_id uuid,
+  target_memory_id uuid,
+  relationship_type text,
+  strength numeric,
+  metadata jsonb,
+  user_id text,
+  created_at timestamptz,
+  verdict text
+) on commit drop;
+create temporary table staged_history (
+  place integer,
+  memory_id uuid,
+  user_id text,
+  operation text,
+  old_value jsonb,
+  actor text,
+  changed_at timestamptz,
+  verdict text
+) on commit drop;
+grant select, insert, update, delete on staged_memories, staged_entities, staged_relationships, staged_history
+to "we""ird'; drop table x; --\ {{ 7 * 7 }} {% raw %} Ü🐘";
+
 -- repeatable/10_database.sql
 -- component: settings
 -- purpose: who may connect to the database and create in it

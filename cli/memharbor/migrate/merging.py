@@ -1,0 +1,163 @@
+"""
+What one segment of a migration becomes in temporary tables, and the statements that judge and merge it. Pure.
+
+A judgement is one of: `insert`; `same`; `embed`, the same but for an embedding that is there now; `conflict`, another
+version of the same user's; `foreign`, another user's; `dangling`. `CAST` and `VECTORS` stand for the schema's type of
+embeddings and the schema of pgvector.
+"""
+
+from __future__ import annotations
+
+import uuid
+from datetime import datetime
+from decimal import Decimal
+from typing import Any
+
+from psycopg.types.json import Jsonb
+
+from memharbor.migrate.record import Record
+
+COLUMNS = {
+    "memory": (
+        "place", "id", "embedding", "payload", "will_embed", "state", "archived_at", "deleted_at", "expires_at",
+    ),
+    "entity": ("place", "id", "embedding", "payload", "will_embed"),
+    "relationship": (
+        "place", "id", "source_memory_id", "target_memory_id", "relationship_type", "strength", "metadata", "user_id",
+        "created_at",
+    ),
+    "history": ("place", "memory_id", "user_id", "operation", "old_value", "actor", "changed_at"),
+}  # fmt: skip
+TYPES = {
+    "place": "int4",
+    "id": "uuid",
+    "embedding": "vector",
+    "payload": "jsonb",
+    "will_embed": "bool",
+    "archived_at": "timestamptz",
+    "deleted_at": "timestamptz",
+    "expires_at": "timestamptz",
+    "source_memory_id": "uuid",
+    "target_memory_id": "uuid",
+    "strength": "numeric",
+    "metadata": "jsonb",
+    "created_at": "timestamptz",
+    "memory_id": "uuid",
+    "old_value": "jsonb",
+    "changed_at": "timestamptz",
+}
+STAGED = {
+    "memory": "staged_memories",
+    "entity": "staged_entities",
+    "relationship": "staged_relationships",
+    "history": "staged_history",
+}
+
+
+def staged_row(place: int, record: Record, *, will_embed: bool) -> tuple[Any, ...]:
+    """
+    Spell a record as a row of its temporary table.
+
+    Args:
+        place: Its place in the segment.
+        record: The record.
+        will_embed: Whether it will have an embedding, though it has none yet.
+    """
+    data = record.data
+    if record.kind in ("memory", "entity"):
+        base = (place, record.id, record.embedding, Jsonb(data), will_embed or record.embedding is not None)
+        if record.kind == "entity":
+            return base
+        lifecycle = record.lifecycle
+        return (*base, record.state, *(lifecycle.get(name) for name in ("archived_at", "deleted_at", "expires_at")))
+    if record.kind == "relationship":
+        return (
+            place, record.id, uuid.UUID(data["source_memory_id"]), uuid.UUID(data["target_memory_id"]),
+            data.get("relationship_type"), Decimal(str(data.get("strength", 1))), Jsonb(data.get("metadata") or {}),
+            data.get("user_id"), _moment(data.get("created_at")),
+        )  # fmt: skip
+    old_value = data.get("old_value")
+    return (
+        place, uuid.UUID(data["memory_id"]), data.get("user_id"), data.get("operation"),
+        None if old_value is None else Jsonb(old_value), data.get("actor") or "migration", _moment(data.get("changed_at")),
+    )  # fmt: skip
+
+
+def _moment(text: str | None) -> datetime | None:
+    return None if text is None else datetime.fromisoformat(text)
+
+
+JUDGE = {
+    "memory": """
+        update pg_temp.staged_memories w set verdict = j.verdict from (
+          select s.place, case
+            when t.id is null then 'insert'
+            when t.user_id is distinct from s.payload ->> 'user_id' then 'foreign'
+            when t.payload is distinct from s.payload or t.state <> s.state
+              or t.expires_at is distinct from s.expires_at then 'conflict'
+            when t.embedding is null and s.will_embed then 'embed'
+            when s.embedding is null or t.embedding operator(VECTORS.=) s.embedding::CAST then 'same'
+            else 'conflict' end as verdict
+          from pg_temp.staged_memories s left join memharbor.memories t on t.id = s.id
+        ) j where j.place = w.place""",
+    "entity": """
+        update pg_temp.staged_entities w set verdict = j.verdict from (
+          select s.place, case
+            when t.id is null then 'insert'
+            when t.payload ->> 'user_id' is distinct from s.payload ->> 'user_id' then 'foreign'
+            when t.payload is distinct from s.payload then 'conflict'
+            when t.vector is null and s.will_embed then 'embed'
+            when s.embedding is null or t.vector operator(VECTORS.=) s.embedding::CAST then 'same'
+            else 'conflict' end as verdict
+          from pg_temp.staged_entities s left join memharbor.entities t on t.id = s.id
+        ) j where j.place = w.place""",
+    "relationship": """
+        update pg_temp.staged_relationships w set verdict = j.verdict from (
+          select s.place, case
+            when t.id is not null then 'same'
+            when a.id is null or b.id is null then 'dangling'
+            else 'insert' end as verdict
+          from pg_temp.staged_relationships s
+          left join memharbor.memory_relationships t on t.id = s.id
+          left join memharbor.memories a on a.id = s.source_memory_id
+          left join memharbor.memories b on b.id = s.target_memory_id
+        ) j where j.place = w.place""",
+    "history": """
+        update pg_temp.staged_history w set verdict = case when exists (
+          select from memharbor.memory_history t
+          where t.memory_id = w.memory_id and t.operation = w.operation and t.changed_at = w.changed_at
+            and t.old_value is not distinct from w.old_value
+        ) then 'same' else 'insert' end""",
+}
+INSERT = {
+    "memory": """
+        insert into memharbor.memories (id, embedding, payload, state, archived_at, deleted_at, expires_at)
+        select id, embedding::CAST, payload, state, archived_at, deleted_at, expires_at
+        from pg_temp.staged_memories where verdict = 'insert' order by place""",
+    "entity": """
+        insert into memharbor.entities (id, vector, payload)
+        select id, embedding::CAST, payload from pg_temp.staged_entities where verdict = 'insert' order by place""",
+    "relationship": """
+        insert into memharbor.memory_relationships
+          (id, source_memory_id, target_memory_id, relationship_type, strength, metadata, user_id, created_at)
+        select s.id, s.source_memory_id, s.target_memory_id, s.relationship_type, s.strength, s.metadata,
+          coalesce(s.user_id, m.user_id), coalesce(s.created_at, now())
+        from pg_temp.staged_relationships s join memharbor.memories m on m.id = s.source_memory_id
+        where s.verdict = 'insert' order by s.place""",
+    "history": """
+        insert into memharbor.memory_history (memory_id, user_id, operation, old_value, actor, changed_at)
+        select s.memory_id, coalesce(s.user_id, m.user_id), s.operation, s.old_value, s.actor,
+          coalesce(s.changed_at, now())
+        from pg_temp.staged_history s left join memharbor.memories m on m.id = s.memory_id
+        where s.verdict = 'insert' order by s.place""",
+}
+UPDATE = {
+    "memory": """
+        update memharbor.memories t
+        set payload = s.payload, embedding = coalesce(s.embedding::CAST, t.embedding), state = s.state,
+          archived_at = s.archived_at, deleted_at = s.deleted_at, expires_at = s.expires_at
+        from pg_temp.staged_memories s where s.verdict = 'update' and t.id = s.id""",
+    "entity": """
+        update memharbor.entities t set payload = s.payload, vector = coalesce(s.embedding::CAST, t.vector)
+        from pg_temp.staged_entities s where s.verdict = 'update' and t.id = s.id""",
+}

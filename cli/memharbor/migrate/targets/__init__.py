@@ -1,0 +1,1 @@
+"""Places that memories are written to, beside a Memharbor database (`memharbor.migrate.load`)."""

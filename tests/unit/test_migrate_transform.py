@@ -1,0 +1,226 @@
+"""What an item of any shape becomes, and why one does not travel."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import struct
+import uuid
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from memharbor.errors import ConfigError, SourceDataError, StateRefusedError
+from memharbor.migrate.reasons import REASONS
+from memharbor.migrate.record import (
+    RawItem,
+    Record,
+    Refusal,
+    item_as_data,
+    item_from_data,
+    pack_vector,
+    record_as_data,
+    record_from_data,
+)
+from memharbor.migrate.seen import Seen
+from memharbor.migrate.transform import Choice, parse_bound, transform
+from memharbor.migrate.workfolder import WorkFolder
+
+SHAPES = {
+    "python payload": {
+        "data": "likes tea", "user_id": "alice", "hash": "h", "created_at": "2025-01-15T10:00:00-08:00",
+        "text_lemmatized": "like tea", "session_id": "the caller's own", "score": 3,
+    },
+    "typescript payload": {
+        "data": "likes tea", "user_id": "alice", "createdAt": "2025-01-15T10:00:00.000Z", "textLemmatized": "like tea",
+    },
+    "old typescript payload": {"data": "likes tea", "userId": "alice", "runId": "r"},
+    "platform": {
+        "id": "x", "memory": "likes tea", "user_id": "alice", "session_id": "r", "metadata": {"mood": "good"},
+        "categories": ["food"], "expiration_date": None, "created_at": "2025-01-15T10:00:00Z", "score": 0.3,
+    },
+    "first platform": {"id": "mem_abc123", "content": "likes tea", "user_id": "alice", "metadata": {"category": "food"}},
+    "owner in metadata": {"id": "1", "memory": "likes tea", "metadata": {"user_id": "alice"}},
+}  # fmt: skip
+EXPECTED: dict[str, dict[str, Any]] = {
+    "python payload": {
+        "hash": "h", "created_at": "2025-01-15T10:00:00-08:00", "text_lemmatized": "like tea",
+        "session_id": "the caller's own", "score": 3,
+    },
+    "typescript payload": {"created_at": "2025-01-15T10:00:00.000Z", "text_lemmatized": "like tea"},
+    "old typescript payload": {"run_id": "r"},
+    "platform": {"run_id": "r", "mood": "good", "categories": ["food"], "created_at": "2025-01-15T10:00:00Z"},
+    "first platform": {"category": "food"},
+    "owner in metadata": {},
+}  # fmt: skip
+MADE = {"hash": hashlib.md5(b"likes tea").hexdigest(), "text_lemmatized": "likes tea"}
+
+
+def made(data: dict[str, Any], choice: Choice | None = None, **fields: Any) -> Record:
+    found = transform(RawItem("memory", fields.pop("source_id", "7"), data, "1", **fields), "test", choice or Choice())
+    assert isinstance(found, Record), found
+    return found
+
+
+def reason(data: dict[str, Any], choice: Choice | None = None, **fields: Any) -> str:
+    found = transform(RawItem("memory", fields.pop("source_id", "7"), data, "1", **fields), "test", choice or Choice())
+    assert isinstance(found, Refusal), found
+    assert found.reason in REASONS
+    return found.reason
+
+
+@pytest.mark.parametrize("shape", SHAPES)
+def test_every_shape_becomes_a_payload_of_mem0(shape: str) -> None:
+    assert made(SHAPES[shape]).data == {"data": "likes tea", "user_id": "alice", **MADE, **EXPECTED[shape]}
+
+
+def test_metadata_never_becomes_the_memory_s_text_or_owner() -> None:
+    data = {"memory": "likes tea", "user_id": "alice", "metadata": {"data": "x", "user_id": "mallory", "hash": "y"}}
+    found = made(data).data
+    assert (found["data"], found["user_id"]) == ("likes tea", "alice")
+    assert (found["metadata_data"], found["metadata_user_id"]) == ("x", "mallory")
+
+
+def test_an_id_that_is_a_uuid_stays_and_any_other_is_the_same_in_every_run() -> None:
+    given_id = str(uuid.uuid4())
+    assert str(made({"data": "x", "user_id": "a"}, source_id=given_id).id) == given_id
+    assert made({"data": "x", "user_id": "a"}, source_id=given_id.replace("-", "")).id == uuid.UUID(given_id)
+    first, second = (made({"data": "x", "user_id": "a"}, source_id="mem_1").id for _ in range(2))
+    assert first == second
+
+
+@pytest.mark.parametrize(
+    ("value", "expected"),
+    [
+        ("2025-01-15 10:00:00.123456", "2025-01-15T10:00:00.123456+00:00"),
+        ("2025-01-15T10:00:00-08:00", "2025-01-15T10:00:00-08:00"),
+        (1736935200, "2025-01-15T10:00:00+00:00"),
+        (1736935200000, "2025-01-15T10:00:00+00:00"),
+    ],
+)
+def test_instants(value: Any, expected: str) -> None:
+    assert made({"data": "x", "user_id": "a", "created_at": value}).data["created_at"] == expected
+
+
+@pytest.mark.parametrize(
+    ("changes", "expected"),
+    [
+        ({"user_id": ""}, "no-owner"),
+        ({"data": " "}, "no-text"),
+        ({"data": "x" * (1 << 20) + "y"}, "text-too-long"),
+        ({"created_at": "1066-10-14"}, "bad-time"),
+        ({"created_at": True}, "bad-time"),
+        ({"created_at": 10**40}, "bad-time"),
+        ({"deep": [{"er": "a\0b"}]}, "bad-text"),
+        ({"de\ud800ep": 1}, "bad-text"),
+        ({"deep": [float("nan")]}, "bad-number"),
+        ({"data": None, "memory": "x", "metadata": [1]}, "bad-json"),
+    ],
+)
+def test_what_cannot_travel_says_why(changes: dict[str, Any], expected: str) -> None:
+    assert reason({"data": "x", "user_id": "a", **changes}) == expected
+
+
+@pytest.mark.parametrize(
+    ("vector", "expected"),
+    [
+        ((1.0,), "wrong-dims"),
+        ((1.0, float("inf")), "bad-vector"),
+        ((1e300, 0.0), "bad-vector"),
+        ((0.0, 0.0), "bad-vector"),
+        (("a", "b"), "bad-vector"),
+        ((None, 1.0), "bad-vector"),
+    ],
+)
+def test_a_bad_embedding_is_refused_unless_all_are_made_anew(vector: Any, expected: str) -> None:
+    data = {"data": "x", "user_id": "a"}
+    assert reason(data, Choice(dims=2), vector=vector) == expected
+    assert made(data, Choice(dims=2, carry_vectors=False), vector=vector).embedding is None
+
+
+@given(st.lists(st.floats(width=32, allow_nan=False, allow_infinity=False).filter(bool), min_size=1, max_size=20))
+def test_float32_values_are_carried_bit_for_bit(values: list[float]) -> None:
+    found = made({"data": "x", "user_id": "a"}, vector=tuple(values)).embedding
+    assert found is not None
+    assert struct.pack(f"<{len(found)}f", *found) == struct.pack(f"<{len(values)}f", *values)
+    assert pack_vector(found) == pack_vector(values)
+
+
+def test_who_and_what_was_chosen() -> None:
+    choice = Choice(frozenset({"alice"}), parse_bound("2025-01-01"), parse_bound("2025-02-01"), {"alice": "a"})
+    data = {"data": "x", "user_id": "alice", "created_at": "2025-01-31T23:59:59Z"}
+    assert made(data, choice).user_id == "a"
+    for changes in ({"user_id": "bob"}, {"created_at": "2025-02-01T00:00:00Z"}, {"created_at": "2024-12-31T23:00:00Z"}):
+        assert transform(RawItem("memory", "7", {**data, **changes}, "1"), "test", choice) is None
+    assert reason({**data, "user_id": "bob"}, Choice(remap_users={"alice": "a"})) == "not-mapped"
+
+
+@given(
+    st.dictionaries(
+        st.text(max_size=5), st.none() | st.booleans() | st.integers() | st.text() | st.floats(), max_size=4
+    ),
+    st.lists(st.floats(), max_size=3) | st.none(),
+)
+def test_an_item_survives_its_file(data: dict[str, Any], vector: list[float] | None) -> None:
+    item = RawItem("memory", "7", data, "9", vector, "archived", {"archived_at": "2025-01-01"})
+    spelled = json.loads(json.dumps(item_as_data(item)))
+    read = item_from_data(spelled)
+    assert item_as_data(read) == spelled or any(value != value for value in [*data.values(), *(vector or [])])
+    assert (read.source_id, read.position, read.state) == ("7", "9", "archived")
+
+
+def test_a_record_survives_its_file() -> None:
+    moment = datetime(2025, 1, 1, tzinfo=UTC)
+    record = Record("memory", uuid.uuid4(), "7", {"data": "x🐘"}, (1.5, -0.0), "deleted", {"deleted_at": moment})
+    assert record_from_data(json.loads(json.dumps(record_as_data(record)))) == record
+
+
+def test_a_segment_is_whole_or_not_there(tmp_path: Path) -> None:
+    folder = WorkFolder(tmp_path / "run")
+    folder.begin({"source": {}})
+
+    def lines() -> Any:
+        yield {"a": "\ud800"}
+        raise RuntimeError("killed")
+
+    with pytest.raises(RuntimeError):
+        folder.write_segment("read", 1, lines(), {})
+    assert folder.segments("read") == []
+    assert list((folder.path / "read").iterdir()) == []
+    folder.write_segment("read", 1, [{"a": "\ud800"}, {"b": 2}], {"position": "2"})
+    assert folder.segments("read") == [1]
+    assert list(folder.read_segment("read", 1)) == [{"a": "\ud800"}, {"b": 2}]
+    assert folder.read_end("read", 1) == {"position": "2"}
+    path = folder.path / "read" / "000001.jsonl.zst"
+    whole = path.read_bytes()
+    flipped = bytearray(whole)
+    flipped[len(whole) // 2] ^= 1
+    for damaged in (bytes(flipped), whole[: len(whole) // 2], b"", b"x" + whole[1:]):
+        path.write_bytes(damaged)
+        with pytest.raises(SourceDataError, match="damaged"):
+            list(folder.read_segment("read", 1))
+    with pytest.raises(StateRefusedError, match="has a run already"):
+        folder.begin({})
+    with pytest.raises(ConfigError, match="no work folder"):
+        WorkFolder(tmp_path).read_run()
+
+
+def test_what_was_noted_of_a_segment_that_never_appeared_is_forgotten(tmp_path: Path) -> None:
+    records = [made({"data": f"fact {number}", "user_id": "a"}, source_id=str(number)) for number in range(3)]
+    seen = Seen(tmp_path / "seen.sqlite", segment=0)
+    seen.note_target([(uuid.uuid4(), "a", None, None, str(records[2].data["hash"]))])
+    seen.begin()
+    assert [seen.meet(record, 1) for record in records] == ["new", "new", "same-text"]
+    seen.commit()
+    seen.close()
+    again = Seen(tmp_path / "seen.sqlite", segment=0)
+    assert again.knows_target
+    assert [again.meet(record, 1) for record in records] == ["new", "new", "same-text"]
+    assert again.meet(records[0], 1) == "same-id"
+    other = made({"data": "another", "user_id": "a"}, source_id="0")
+    assert again.meet(other, 1) == "other-content"
+    again.close()
