@@ -185,6 +185,13 @@ def certificate_signer(stack: str) -> Signer:
     return Signer(leaf.certificate, leaf.key)
 
 
+def migrations_folder(stack: str, dsn: str | None) -> Path:
+    """Name the folder of the migrations into a stack, or into a database that no stack of ours made."""
+    from memharbor.stack.provisioner import private_folder
+
+    return Path("memharbor-migrations") if dsn else private_folder() / stack / "migrations"
+
+
 def drills_folder(stack: str) -> Path:
     """Name the folder of a stack's drill reports on this machine, with the note of their schedule."""
     from memharbor.stack.provisioner import private_folder

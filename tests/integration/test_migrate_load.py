@@ -15,6 +15,7 @@ import pytest
 
 from memharbor.database import Connection
 from memharbor.errors import StateRefusedError, VerificationError
+from memharbor.migrate.embedding.model import EmbeddingRefusal
 from memharbor.migrate.load import Loader, OnConflict
 from memharbor.migrate.pipeline import Pipeline, Plan, Report
 from memharbor.migrate.record import NAMESPACE, RawItem, Refusal, SourceInfo, pack_vector
@@ -312,7 +313,8 @@ class FakeEmbedder:
 
     def embed(self, texts: Any) -> list[Any]:
         self.asked += texts
-        return ["it is too long" if text == "fact 3" else vector(text) for text in texts]
+        too_long = EmbeddingRefusal("text-too-long", "it is too long")
+        return [too_long if text == "fact 3" else vector(text) for text in texts]
 
 
 def test_what_has_no_embedding_is_embedded_once_and_filled_in_later(runner: Runner) -> None:

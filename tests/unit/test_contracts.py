@@ -134,7 +134,10 @@ _SHAPES = (
 )
 DDL = re.compile(rf"(?:^|;) ?(?:{'|'.join(_SHAPES)})", re.IGNORECASE)
 # They keep a SQLite file of their own on this machine; its tables are nobody else's.
-SQLITE = {f"cli/memharbor/migrate/{name}.py" for name in ("seen", "embedding/cache", "sources/point_vectors")}
+SQLITE = {
+    f"cli/memharbor/migrate/{name}.py"
+    for name in ("seen", "embedding/cache", "sources/qdrant_points", "targets/platform")
+}
 # What Ansible reads as documentation: YAML in which tasks are named in words.
 ANSIBLE_DOCUMENTS = {"DOCUMENTATION", "EXAMPLES", "RETURN"}
 
@@ -271,6 +274,11 @@ WRITERS = {
     "memharbor drill",
     "memharbor checkpoint create",
     "memharbor checkpoint delete",
+    "memharbor migrate embed",
+    "memharbor migrate resume",
+    "memharbor migrate retry",
+    "memharbor migrate rollback",
+    "memharbor migrate run",
     "memharbor restore",
     "memharbor rollback",
     "memharbor schema apply",

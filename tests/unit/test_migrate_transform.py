@@ -224,3 +224,54 @@ def test_what_was_noted_of_a_segment_that_never_appeared_is_forgotten(tmp_path: 
     other = made({"data": "another", "user_id": "a"}, source_id="0")
     assert again.meet(other, 1) == "other-content"
     again.close()
+
+
+@pytest.mark.parametrize(
+    ("data", "expected"),
+    [
+        (
+            {
+                "table": "history", "memory_id": "mem_1", "old_memory": "before", "new_memory": "after", "event": "UPDATE",
+                "created_at": "2025-01-01T00:00:00-08:00", "updated_at": "2025-01-02T00:00:00-08:00", "actor_id": None,
+            },
+            {"operation": "update", "old_value": {"data": "before"}, "changed_at": "2025-01-02T00:00:00-08:00",
+             "actor": "history"},
+        ),
+        (
+            {"table": "mem0_history", "memory_id": "mem_1", "action": "ADD", "user_id": "7", "created_at": 1736935200},
+            {"operation": "create", "user_id": "7", "changed_at": "2025-01-15T10:00:00+00:00", "actor": "mem0_history"},
+        ),
+        (
+            {"table": "memory_status_history", "memory_id": "mem_1", "changed_by": "u", "old_state": "active",
+             "new_state": "deleted", "changed_at": "2025-01-15 10:00:00"},
+            {"operation": "update", "old_value": {"state": "active"}, "changed_at": "2025-01-15T10:00:00+00:00",
+             "actor": "u"},
+        ),
+    ],
+)  # fmt: skip
+def test_a_change_of_any_history_names_the_memory_by_the_id_that_it_got(
+    data: dict[str, Any], expected: dict[str, Any]
+) -> None:
+    memory = made({"data": "x", "user_id": "a"}, source_id="mem_1")
+    found = transform(RawItem("history", "1", data, "1"), "test", Choice())
+    assert isinstance(found, Record)
+    assert found.data == {"memory_id": str(memory.id), **expected}
+
+
+def test_messages_stay_behind() -> None:
+    assert transform(RawItem("history", "1", {"table": "messages", "role": "user"}, "1"), "test", Choice()) is None
+
+
+@pytest.mark.parametrize(
+    ("changes", "expected"),
+    [
+        ({"strength": 2}, "bad-number"),
+        ({"relationship_type": ""}, "bad-json"),
+        ({"target_memory_id": None}, "dangling"),
+    ],
+)
+def test_a_relationship_that_cannot_be(changes: dict[str, Any], expected: str) -> None:
+    edge = {"source_memory_id": "a", "target_memory_id": "b", "relationship_type": "x", **changes}
+    found = transform(RawItem("relationship", "1", edge, "1"), "test", Choice())
+    assert isinstance(found, Refusal)
+    assert found.reason == expected

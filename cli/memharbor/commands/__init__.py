@@ -27,6 +27,7 @@ COMMANDS = {
     "checkpoint": ("memharbor.commands.checkpoint", "Name a state of the memories, to roll back to."),
     "doctor": ("memharbor.commands.doctor", "Find what is wrong, before anything exists as well as after."),
     "drill": ("memharbor.commands.drill", "Prove a backup by restoring it."),
+    "migrate": ("memharbor.commands.migrate", "Bring memories in from elsewhere, and take them out again."),
     "restore": ("memharbor.commands.restore", "Restore the stack's database from its backups."),
     "rollback": (
         "memharbor.commands.rollback",

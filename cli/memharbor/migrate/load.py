@@ -108,7 +108,7 @@ class Loader:
         will_embed: bool = False,
     ) -> None:
         self._will_embed = will_embed
-        _know_vectors(connection)
+        know_vectors(connection)
         self._connection, self._settings = connection, settings
         self._run_id, self._source, self._on_conflict = run_id, source, on_conflict
 
@@ -340,7 +340,7 @@ class _VectorDumper(Dumper):
         return struct.pack(f">hh{len(embedding)}f", len(embedding), 0, *embedding)
 
 
-def _know_vectors(connection: Connection) -> None:
+def know_vectors(connection: Connection) -> None:
     """Let COPY BINARY send embeddings."""
     info = TypeInfo.fetch(connection, f"{VECTOR_SCHEMA}.vector")
     if info is None:

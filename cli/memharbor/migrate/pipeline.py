@@ -15,9 +15,10 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from hashlib import sha256
 from itertools import islice
-from typing import Any, Literal, Protocol
+from typing import Any, Literal
 
 from memharbor.errors import StateRefusedError, VerificationError
+from memharbor.migrate.embedding.model import Embedder, Embedding, EmbeddingRefusal
 from memharbor.migrate.load import Loader
 from memharbor.migrate.record import (
     RawItem,
@@ -38,16 +39,6 @@ from memharbor.output import Output
 Step = Literal["read", "transform", "embed", "load", "verify"]
 STEP_ORDER: tuple[Step, ...] = ("read", "transform", "embed", "load", "verify")
 _LEFT_OUT = {"same-id": "the same item again", "same-text": "the same text of the same owner"}
-
-
-class Embedder(Protocol):
-    """Embeds texts; one answer a text, in order. A text that cannot be embedded is answered by its refusal."""
-
-    model: str
-    dims: int
-
-    def embed(self, texts: Sequence[str]) -> Sequence[tuple[float, ...] | str]:
-        """Embed; a `str` in the answer says why that text cannot be."""
 
 
 @dataclass(frozen=True)
@@ -99,6 +90,11 @@ class Pipeline:
 
     def __init__(self, folder: WorkFolder, plan: Plan, output: Output) -> None:
         self._folder, self._plan, self._output = folder, plan, output
+
+    @property
+    def plan(self) -> Plan:
+        """What the run is made of."""
+        return self._plan
 
     def run(
         self, until: Step, loader: Loader | None, target_texts: Callable[[], Iterator[Any]], *, dry_run: bool = False
@@ -222,20 +218,20 @@ class Pipeline:
             record_from_data(line) for line in self._folder.read_segment("transformed", number) if "kind" in line
         ]
         wanted = [record for record in records if record.embedding is None and record.text and not dry_run]
-        answers: dict[int, tuple[float, ...] | str] = {}
+        answers: dict[int, Embedding] = {}
         if wanted and self._plan.embedder is not None:
             embedded = self._plan.embedder.embed([record.text for record in wanted])
             answers = {id(record): answer for record, answer in zip(wanted, embedded, strict=True)}
         lines: list[dict[str, Any]] = []
-        refused = 0
+        reasons: Counter[str] = Counter()
         for record in records:
             answer = answers.get(id(record))
-            if isinstance(answer, str):
-                refused += 1
-                lines.append({"reason": "text-too-long", "detail": answer, "record": record_as_data(record)})
+            if isinstance(answer, EmbeddingRefusal):
+                reasons[answer.reason] += 1
+                lines.append({"reason": answer.reason, "detail": answer.detail, "record": record_as_data(record)})
             else:
                 lines.append(record_as_data(record if answer is None else record.embedded(answer)))
-        end = {"counts": {"refused": refused}, "reasons": {"text-too-long": refused} if refused else {}}
+        end = {"counts": {"refused": reasons.total()}, "reasons": reasons}
         self._folder.write_segment("embedded", number, lines, end)
 
     def records(self, number: int) -> list[Record]:

@@ -22,10 +22,20 @@ from typing import Any
 from memharbor.migrate.record import NAMESPACE, RawItem, Record, Refusal
 
 TEXT_BYTES_MAX = 1 << 20
+# JSON is spelled, read and walked by functions that call themselves.
+_DEPTH_MAX = 100
 _YEARS = range(1970, 2201)
 
 OWNERS = ("user_id", "agent_id", "run_id")
 _TIMES = ("created_at", "updated_at")
+_OPERATIONS = {
+    "add": "create",
+    "create": "create",
+    "created": "create",
+    "insert": "create",
+    "delete": "delete",
+    "deleted": "delete",
+}
 _RESERVED = ("data", "hash", *OWNERS, *_TIMES, "text_lemmatized")
 # What the TypeScript SDK calls them in its payloads; nothing else of a payload is renamed, since it is the caller's own.
 _CAMEL = {
@@ -88,7 +98,9 @@ def transform(item: RawItem, source: str, choice: Choice) -> Record | Refusal | 
     """
     try:
         _check_values(item.data, "")
-        data = _relation(item) if item.kind in ("relationship", "history") else _payload(item)
+        if item.kind == "history" and item.data.get("table") == "messages":
+            return None  # Mem0's short memory of a conversation; it stays in the work folder
+        data = _relation(item, source) if item.kind in ("relationship", "history") else _payload(item)
         if not _is_chosen(data, choice):
             return None
         if choice.remap_users:
@@ -110,10 +122,14 @@ def record_id(item: RawItem, source: str) -> uuid.UUID:
     """
     if not item.source_id:
         raise _BadItemError("no-id", "it has no id")
+    return _uuid_of(item.source_id, source)
+
+
+def _uuid_of(source_id: str, source: str) -> uuid.UUID:
     try:
-        return uuid.UUID(item.source_id)
+        return uuid.UUID(source_id)
     except ValueError:
-        return uuid.uuid5(NAMESPACE, f"{source}:{item.source_id}")
+        return uuid.uuid5(NAMESPACE, f"{source}:{source_id}")
 
 
 def _payload(item: RawItem) -> dict[str, Any]:
@@ -170,17 +186,52 @@ def _of_export(given: Mapping[str, Any]) -> dict[str, Any]:
     return found
 
 
-def _relation(item: RawItem) -> dict[str, Any]:
-    """Check the columns of a relationship or a change of the history."""
-    data = dict(item.data)
-    names = ("source_memory_id", "target_memory_id") if item.kind == "relationship" else ("memory_id",)
+def _relation(item: RawItem, source: str) -> dict[str, Any]:
+    """Name the columns of a relationship or a change of the history as the schema contract does."""
+    if item.kind == "relationship":
+        data = {name: value for name, value in item.data.items() if value is not None}
+        names: tuple[str, ...] = ("source_memory_id", "target_memory_id")
+        if not str(data.get("relationship_type") or "").strip():
+            raise _BadItemError("bad-json", "it has no relationship_type")
+        strength = data.get("strength", 1)
+        if not isinstance(strength, int | float) or isinstance(strength, bool) or not 0 <= strength <= 1:
+            raise _BadItemError("bad-number", f"its strength is {str(strength)[:40]}, which is not between 0 and 1")
+    else:
+        data, names = _change(item.data), ("memory_id",)
     for name in names:
         if not data.get(name):
             raise _BadItemError("dangling", f"it names no {name}")
-    for name in ("created_at", "updated_at", "changed_at"):
+        # As the memory's own id was made.
+        data[name] = str(_uuid_of(str(data[name]), source))
+    for name in ("created_at", "changed_at"):
         if data.get(name) is not None:
             data[name] = instant_text(name, data[name])
     return data
+
+
+def _change(given: Mapping[str, Any]) -> dict[str, Any]:
+    """
+    Name the columns of a change, whoever recorded it.
+
+    Source: mem0ai `mem0/memory/storage.py`; ChatSG's `mem0_history`; OpenMemory's `memory_status_history`.
+    """
+
+    def first(*names: str) -> Any:
+        return next((given[name] for name in names if given.get(name) not in (None, "")), None)
+
+    word = str(first("operation", "event", "action") or "update").lower()
+    old = first("old_value", "old_memory", "previous_content", "previous_value", "old_content")
+    if old is None and first("old_state") is not None:
+        old = {"state": first("old_state")}
+    found = {
+        "memory_id": first("memory_id"),
+        "user_id": first("user_id"),
+        "operation": _OPERATIONS.get(word, "update"),
+        "old_value": old if old is None or isinstance(old, Mapping) else {"data": str(old)},
+        "actor": str(first("actor", "actor_id", "changed_by") or given.get("table") or "migration"),
+        "changed_at": first("changed_at", "updated_at", "created_at", "timestamp"),
+    }
+    return {name: value for name, value in found.items() if value is not None}
 
 
 def _is_chosen(data: Mapping[str, Any], choice: Choice) -> bool:
@@ -252,8 +303,10 @@ def _instant(name: str, value: Any) -> datetime:
     return moment.astimezone(UTC)
 
 
-def _check_values(value: Any, path: str) -> None:
+def _check_values(value: Any, path: str, depth: int = 0) -> None:
     """Refuse what PostgreSQL's text and jsonb cannot hold, wherever it is."""
+    if depth > _DEPTH_MAX:
+        raise _BadItemError("bad-json", f"it is nested deeper than {_DEPTH_MAX} levels")
     if isinstance(value, str):
         if _IMPOSSIBLE.search(value):
             raise _BadItemError("bad-text", f"`{path[1:]}` has a NUL character or half of a surrogate pair")
@@ -262,11 +315,11 @@ def _check_values(value: Any, path: str) -> None:
             raise _BadItemError("bad-number", f"`{path[1:]}` is {value}")
     elif isinstance(value, Mapping):
         for name, part in value.items():
-            _check_values(name, f"{path}.{name[:40]!r}")
-            _check_values(part, f"{path}.{name[:40]}")
+            _check_values(name, f"{path}.{name[:40]!r}", depth + 1)
+            _check_values(part, f"{path}.{name[:40]}", depth + 1)
     elif isinstance(value, Iterable):
         for number, part in enumerate(value):
-            _check_values(part, f"{path}[{number}]")
+            _check_values(part, f"{path}[{number}]", depth + 1)
 
 
 def parse_bound(text: str) -> datetime:

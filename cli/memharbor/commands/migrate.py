@@ -1,0 +1,331 @@
+"""`memharbor migrate`."""
+
+from __future__ import annotations
+
+from functools import partial
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from memharbor.commands import common_options, confirm, dry_run_option, dsn_option, stack_option, yes_option
+from memharbor.commands.migrate_options import (
+    choice_options,
+    embedding_options,
+    read_embedding,
+    read_settings,
+    run_argument,
+    source_options,
+)
+from memharbor.output import Output
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from memharbor.migrate.pipeline import Report, Step
+    from memharbor.migrate.runs import RunSettings
+    from memharbor.migrate.workfolder import WorkFolder
+    from memharbor.target import Target
+
+_STEPS = ["read", "transform", "embed", "load", "verify"]
+
+
+@click.group()
+def migrate() -> None:
+    """Bring memories in from elsewhere, and take them out again."""
+
+
+@migrate.command()
+@source_options
+@choice_options
+@embedding_options
+@click.option("--sample", type=click.IntRange(min=1), default=1000, show_default=True, help="Items to try.")
+@dsn_option
+@stack_option
+@common_options
+def plan(output: Output, sample: int, dsn: str | None, stack: str, **options: Any) -> None:
+    """
+    Say what a migration will take: counts, time, cost of embeddings, and what will be refused.
+
+    The first items are read, transformed and judged for real; nothing is written.
+
+    \b
+    Example:
+      memharbor migrate plan --from file --input platform-export.json --model text-embedding-3-small
+    """
+    from memharbor.migrate.rehearsal import rehearse_sample
+    from memharbor.target import find_target
+
+    target = find_target(stack, dsn)
+    settings = read_settings(options, target)
+    made = rehearse_sample(settings, target, output, size=sample)
+    output.result(made.as_data(), made.text())
+
+
+@migrate.command()
+@source_options
+@choice_options
+@embedding_options
+@click.option("--until", type=click.Choice(_STEPS), default="verify", show_default=True, help="The last step to do.")
+@click.option("--checkpoint/--no-checkpoint", default=True, help="Take a checkpoint first.  [default: yes]")
+@dry_run_option
+@dsn_option
+@stack_option
+@common_options
+def run(
+    output: Output, until: Step, checkpoint: bool, dry_run: bool, dsn: str | None, stack: str, **options: Any
+) -> None:
+    """
+    Bring memories in: read, transform, embed, load, verify.
+
+    Takes a checkpoint first and prints how to roll back. What is refused is kept with its reason; the rest comes in. A
+    run that was stopped goes on with `resume`.
+
+    \b
+    Examples:
+      memharbor migrate run --from file --input platform-export.json --dry-run
+      memharbor migrate run --from platform --users alice,bob --model text-embedding-3-small
+    """
+    from memharbor.migrate.rehearsal import rehearse
+    from memharbor.target import find_target
+
+    target = find_target(stack, dsn)
+    settings = read_settings(options, target)
+    if dry_run:
+        report = rehearse(settings, target, output)
+        output.result({"dry_run": True, **report.as_data()}, f"would do: {_counts_text(report)}")
+        return
+    take = partial(_take_checkpoint, output, stack, dsn) if checkpoint else None
+    _carry_out(output, target, _new_folder(stack, dsn, settings), until, settings=settings, take_checkpoint=take)
+
+
+@migrate.command()
+@run_argument
+@click.option("--until", type=click.Choice(_STEPS), default="verify", show_default=True, help="The last step to do.")
+@dry_run_option
+@dsn_option
+@stack_option
+@common_options
+def resume(output: Output, name: str | None, until: Step, dry_run: bool, dsn: str | None, stack: str) -> None:
+    """
+    Go on with a run that was stopped, or with one step of it; the newest by default.
+
+    \b
+    Examples:
+      memharbor migrate resume
+      memharbor migrate resume 20261121T093000Z-file --until embed
+    """
+    from memharbor.migrate.runs import describe_run, find_run
+    from memharbor.operations import migrations_folder
+    from memharbor.target import find_target
+
+    folder = find_run(migrations_folder(stack, dsn), name)
+    if dry_run:
+        found = describe_run(folder)
+        done = ", ".join(f"{found[step]:,} {step}" for step in ("read", "transformed", "embedded", "loaded"))
+        output.result({"dry_run": True, **found}, f"would go on with run {found['name']}, of which segments are {done}")
+        return
+    _carry_out(output, find_target(stack, dsn), folder, until)
+
+
+@migrate.command()
+@run_argument
+@stack_option
+@dsn_option
+@common_options
+def status(output: Output, name: str | None, dsn: str | None, stack: str) -> None:
+    """
+    Show how far the runs are.
+
+    \b
+    Example:
+      memharbor migrate status
+    """
+    from memharbor.migrate.runs import describe_run, find_run, list_runs
+    from memharbor.operations import migrations_folder
+
+    folder = migrations_folder(stack, dsn)
+    runs = [find_run(folder, name)] if name else list_runs(folder)
+    output.table(
+        [describe_run(each) for each in runs],
+        ["name", "source", "read", "transformed", "embedded", "loaded", "refused", "state"],
+        empty="no run yet; run `memharbor migrate run --help`",
+    )
+
+
+@migrate.command()
+@run_argument
+@click.option("--input", "path", type=click.Path(exists=True, dir_okay=False), help="A mended copy of them.")
+@dry_run_option
+@dsn_option
+@stack_option
+@common_options
+def retry(output: Output, name: str | None, path: str | None, dry_run: bool, dsn: str | None, stack: str) -> None:
+    """
+    Try again what a run refused, after it was mended in `dead-letters.jsonl` of its folder.
+
+    \b
+    Example:
+      memharbor migrate retry 20261121T093000Z-file
+    """
+    from memharbor.migrate.rehearsal import rehearse
+    from memharbor.migrate.runs import find_run, settings_of_retry
+    from memharbor.operations import migrations_folder
+    from memharbor.target import find_target
+
+    folder = find_run(migrations_folder(stack, dsn), name)
+    settings, source_name = settings_of_retry(folder, path)
+    target = find_target(stack, dsn)
+    if dry_run:
+        report = rehearse(settings, target, output, source_name=source_name)
+        output.result({"dry_run": True, **report.as_data()}, f"would do: {_counts_text(report)}")
+        return
+    new = _new_folder(stack, dsn, settings)
+    _carry_out(output, target, new, "verify", settings=settings, source_name=source_name)
+
+
+@migrate.command()
+@run_argument
+@click.option("--with", "other", metavar="STACK", help="Compare the stack's database with another stack's instead.")
+@dsn_option
+@stack_option
+@common_options
+def compare(output: Output, name: str | None, other: str | None, dsn: str | None, stack: str) -> int:
+    """
+    Compare what a run carried with the database, or two databases; to the bit of every vector.
+
+    Exits with 10 on any difference. With `--dsn`, `--with` compares that database with a stack's.
+
+    \b
+    Examples:
+      memharbor migrate compare
+      memharbor migrate compare --with staging
+    """
+    from memharbor.errors import VerificationError
+    from memharbor.migrate.rehearsal import compare_run, compare_stacks
+    from memharbor.migrate.runs import find_run
+    from memharbor.operations import migrations_folder
+    from memharbor.target import find_target
+
+    target = find_target(stack, dsn)
+    with output.step("Compare"):
+        if other is not None:
+            found = compare_stacks(target, find_target(other))
+        else:
+            found = compare_run(find_run(migrations_folder(stack, dsn), name), target, output)
+    count = found["missing"] + found["different"] + found["extra"]
+    lines = [f"{each['what']}: {each['table']} {each['id']} {', '.join(each['columns'])}" for each in found["rows"]]
+    output.result(found, "\n".join([*lines, f"{count:,} differences" if count else "no difference"]))
+    return VerificationError.exit_code if count else 0
+
+
+@migrate.command()
+@run_argument
+@dry_run_option
+@yes_option
+@dsn_option
+@stack_option
+@common_options
+def rollback(output: Output, name: str | None, dry_run: bool, yes: bool, dsn: str | None, stack: str) -> None:
+    """
+    Roll the database back to the checkpoint that was taken before a run; exactly.
+
+    \b
+    Example:
+      memharbor migrate rollback --dry-run
+    """
+    from memharbor.backup.roll_back import roll_back
+    from memharbor.migrate.runs import find_run, forget_load, read_checkpoint
+    from memharbor.operations import migrations_folder, open_checkpoints
+
+    folder = find_run(migrations_folder(stack, dsn), name)
+    checkpoint = read_checkpoint(folder)
+    place = open_checkpoints(stack, dsn)
+    plan = place.plan(checkpoint, None)
+    if dry_run:
+        output.result({"dry_run": True, **plan.as_data()}, f"would roll back to {checkpoint} by {plan.way}: {plan.why}")
+        return
+    confirm(f"Roll the memories back to checkpoint `{checkpoint}`?", yes=yes)
+    report = roll_back(plan, place.connect, place.opened, output)
+    forget_load(folder, place.target)
+    output.result(report.as_data(), f"rolled back to checkpoint {checkpoint} by {plan.way} in {report.seconds:.1f} s")
+
+
+@migrate.command()
+@embedding_options
+@click.option("--filter", "only", type=click.Choice(["missing", "all"]), default="missing", show_default=True)
+@click.option("--user", "user_id", metavar="ID", help="Only this user's memories.")
+@dry_run_option
+@dsn_option
+@stack_option
+@common_options
+def embed(
+    output: Output, only: Any, user_id: str | None, dry_run: bool, dsn: str | None, stack: str, **options: Any
+) -> None:
+    """
+    Embed memories that have no embedding, or all of them anew; searches never meet half of it.
+
+    \b
+    Examples:
+      memharbor migrate embed --model text-embedding-3-small
+      memharbor migrate embed --filter all --model text-embedding-3-large
+    """
+    from memharbor.migrate.rehearsal import embed_database
+    from memharbor.target import find_target
+
+    target = find_target(stack, dsn)
+    report = embed_database(
+        target, read_embedding(options, target, required=True), output, only=only, user_id=user_id, dry_run=dry_run
+    )
+    words = "would embed" if dry_run else "embedded"
+    text = ", ".join(f"{count:,} {table}" for table, count in report.counts.items())
+    output.result({"dry_run": dry_run, **report.as_data()}, f"{words} {text}; refused {len(report.refused):,}")
+
+
+def _new_folder(stack: str, dsn: str | None, settings: RunSettings) -> WorkFolder:
+    from datetime import UTC, datetime
+
+    from memharbor.migrate.runs import new_folder
+    from memharbor.operations import migrations_folder
+
+    return new_folder(migrations_folder(stack, dsn), settings.source.kind, now=datetime.now(UTC))
+
+
+def _take_checkpoint(output: Output, stack: str, dsn: str | None, run_name: str) -> str:
+    from memharbor.backup.checkpoint import Scope
+    from memharbor.backup.checkpoint_creation import create_checkpoint
+    from memharbor.operations import open_checkpoints
+
+    name = f"before-{run_name}".lower()
+    with output.step(f"Create checkpoint {name}"):
+        create_checkpoint(open_checkpoints(stack, dsn).checkpoints, name, Scope((), None), copy=None)
+    return name
+
+
+def _carry_out(
+    output: Output,
+    target: Target,
+    folder: WorkFolder,
+    until: Step,
+    *,
+    settings: RunSettings | None = None,
+    take_checkpoint: Callable[[str], str] | None = None,
+    source_name: str | None = None,
+) -> None:
+    from memharbor.migrate.runs import opened_run
+
+    with opened_run(
+        folder, target, output, settings=settings, take_checkpoint=take_checkpoint, source_name=source_name
+    ) as opened:
+        report = opened.carry_out(until)
+        name = folder.path.name
+        text = f"run {name}: {_counts_text(report)}"
+        if report.counts["refused"]:
+            text += f"\nrefused ones, with their reasons: {folder.path}/dead-letters.jsonl"
+        if opened.checkpoint:
+            text += f"\nto undo: memharbor migrate rollback {name}"
+        output.result({"run": name, "checkpoint": opened.checkpoint, **report.as_data()}, text)
+
+
+def _counts_text(report: Report) -> str:
+    words = ("read", "inserted", "updated", "same", "skipped", "not_chosen", "refused")
+    return ", ".join(f"{report.counts[word]:,} {word.replace('_', ' ')}" for word in words)

@@ -1,0 +1,369 @@
+"""
+Runs of migrations: what was asked for, kept in the work folder, and opened again to go on.
+
+No secret is kept: a database's address and keys come from the environment each time.
+"""
+
+from __future__ import annotations
+
+import csv
+import json
+import uuid
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import ExitStack, closing, contextmanager
+from dataclasses import asdict, dataclass, field, replace
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any, Literal
+
+from memharbor.database import Connection
+from memharbor.errors import ConfigError, SourceDataError, StateRefusedError, UsageError
+from memharbor.migrate.embedding.model import Embedder, check_fit
+from memharbor.migrate.load import Loader, OnConflict
+from memharbor.migrate.opening import EmbeddingSpec, SourceSpec, open_embedder, open_source
+from memharbor.migrate.pipeline import Pipeline, Plan, Report, Step, refuse_changed_source
+from memharbor.migrate.record import Source, SourceInfo
+from memharbor.migrate.transform import Choice, parse_bound
+from memharbor.migrate.workfolder import STEPS, WorkFolder
+from memharbor.output import Output
+from memharbor.target import Target
+
+Vectors = Literal["carry", "generate"]
+# Where the model that made the embeddings is on record, in table `configs`.
+MODEL_KEY = "embedding_model"
+
+
+@dataclass(frozen=True)
+class RunSettings:
+    """
+    What decides about a run's result.
+
+    Args:
+        source: Where items come from.
+        users: Only these.
+        from_date: Only what was created then or later.
+        to_date: Only what was created before then.
+        remap_users: New name by name in the source.
+        on_conflict: What becomes of a row whose id is taken by a different one.
+        vectors: Whether embeddings of the source are carried, or all are made anew.
+        embedding: What makes those that are missing; `None` leaves them out.
+        batch_size: Items a segment.
+        max_rate: Items a second at most; 0 for no limit.
+    """
+
+    source: SourceSpec
+    users: tuple[str, ...] = ()
+    from_date: str | None = None
+    to_date: str | None = None
+    remap_users: Mapping[str, str] = field(default_factory=dict)
+    on_conflict: OnConflict = "skip"
+    vectors: Vectors = "carry"
+    embedding: EmbeddingSpec | None = None
+    batch_size: int = 1000
+    max_rate: float = 0
+
+    def as_data(self) -> dict[str, Any]:
+        """Spell it for `run.json`."""
+        return asdict(self)
+
+    @classmethod
+    def from_data(cls, data: Mapping[str, Any]) -> RunSettings:
+        """Read what `as_data` spelled."""
+        embedding = data["embedding"]
+        spec = {**data["source"], "paths": tuple(data["source"]["paths"])}
+        return cls(
+            **{
+                **data,
+                "source": SourceSpec(**spec),
+                "users": tuple(data["users"]),
+                "embedding": None if embedding is None else EmbeddingSpec(**embedding),
+            }
+        )
+
+    def choice(self, dims: int) -> Choice:
+        """
+        Say which items travel.
+
+        Raises:
+            UsageError: A date is none.
+        """
+        return Choice(
+            frozenset(self.users) if self.users else None,
+            _bound("--from-date", self.from_date),
+            _bound("--to-date", self.to_date),
+            self.remap_users,
+            dims,
+            carry_vectors=self.vectors == "carry",
+        )
+
+
+def _bound(option: str, text: str | None) -> datetime | None:
+    try:
+        return None if text is None else parse_bound(text)
+    except ValueError as exc:
+        raise UsageError(f"`{option}` is no moment: {text}", hint="for instance 2026-01-31, or with a time") from exc
+
+
+@dataclass(frozen=True)
+class Run:
+    """A run that is open: its folder, and all that it works with."""
+
+    folder: WorkFolder
+    settings: RunSettings
+    run_id: uuid.UUID
+    source: Source
+    info: SourceInfo
+    pipeline: Pipeline
+    loader: Loader
+    connection: Connection
+    checkpoint: str | None
+
+    def carry_out(self, until: Step, *, dry_run: bool = False) -> Report:
+        """
+        Do what is left to do, up to a step.
+
+        Raises:
+            MemharborError: A step failed; the same call goes on from there.
+        """
+        self.pipeline.run(until, self.loader, lambda: read_texts(self.connection), dry_run=dry_run)
+        self.folder.write_dead_letters()
+        return self.pipeline.report()
+
+
+def new_folder(folder: Path, kind: str, *, now: datetime) -> WorkFolder:
+    """
+    Name a new run, after its source and the time.
+
+    >>> new_folder(Path("runs"), "platform", now=datetime(2026, 11, 21, 9, 30, tzinfo=UTC)).path.name
+    '20261121T093000Z-platform'
+    """
+    name = f"{now.astimezone(UTC):%Y%m%dT%H%M%SZ}-{kind}"
+    candidates = (folder / name, *(folder / f"{name}-{number}" for number in range(2, 1000)))
+    return WorkFolder(next(path for path in candidates if not path.exists()))
+
+
+def list_runs(folder: Path) -> list[WorkFolder]:
+    """List the runs in a folder of runs, oldest first."""
+    found = (WorkFolder(path) for path in sorted(folder.glob("*")) if path.is_dir())
+    return [run for run in found if run.exists]
+
+
+def find_run(folder: Path, name: str | None) -> WorkFolder:
+    """
+    Find a run by its name, or the newest.
+
+    Raises:
+        ConfigError: There is none.
+    """
+    runs = list_runs(folder)
+    found = next((run for run in runs if run.path.name == name), None) if name else (runs[-1] if runs else None)
+    if found is None and name and WorkFolder(Path(name)).exists:
+        return WorkFolder(Path(name))
+    if found is None:
+        there_are = f"there are {', '.join(run.path.name for run in runs)}" if runs else "there is none yet"
+        raise ConfigError(f"there is no run `{name or ''}`; {there_are}", hint="memharbor migrate run --help")
+    return found
+
+
+@contextmanager
+def opened_run(
+    folder: WorkFolder,
+    target: Target,
+    output: Output,
+    *,
+    settings: RunSettings | None = None,
+    take_checkpoint: Callable[[str], str] | None = None,
+    source_name: str | None = None,
+    needs_embeddings: bool = True,
+) -> Iterator[Run]:
+    """
+    Open a run to carry it out, or begin one.
+
+    Args:
+        folder: Its folder.
+        target: The database that it loads into.
+        output: Where progress is said.
+        settings: Of a run that begins; a run that goes on has its own.
+        take_checkpoint: Called with the run's name before a run begins, once all else is known to be good.
+        source_name: Name that made ids are of, where it is not the source's own: that of the run which is retried.
+        needs_embeddings: Whether embeddings will be made; a dry run makes none.
+
+    Raises:
+        StateRefusedError: The source or the database is another one than the run began with.
+        ConfigError: The source or the embedding model is not to be had.
+    """
+    with ExitStack() as stack:
+        if settings is None:
+            settings = RunSettings.from_data(folder.read_run()["settings"])
+        connection = stack.enter_context(target.connect(autocommit=True))
+        if settings.embedding is not None:
+            refuse_other_model(connection, target, settings.embedding)
+        source = stack.enter_context(open_source(settings.source, users=settings.users, max_rate=settings.max_rate))
+        info = source.describe()
+        if not folder.exists:
+            checkpoint = None if take_checkpoint is None else take_checkpoint(folder.path.name)
+            _begin(folder, settings, replace(info, name=source_name or info.name), target, checkpoint)
+        run = folder.read_run()
+        _refuse_other_run(folder, run, info, target)
+        # The name stays that of the first run, so that what is tried again keeps its ids.
+        info = replace(info, name=run["source"]["name"])
+        embedder = None
+        if settings.embedding is not None and needs_embeddings:
+            embedder = stack.enter_context(open_embedder(settings.embedding))
+        erased = read_erased(connection)
+        choice = settings.choice(target.settings.embedding_dims)
+        plan = Plan(source, info, choice, settings.batch_size, settings.max_rate, embedder, erased)
+        run_id, on_conflict = uuid.UUID(run["run_id"]), settings.on_conflict
+        will_embed = settings.embedding is not None and not needs_embeddings
+        loader = Loader(connection, target.settings, run_id, info.name, on_conflict, will_embed=will_embed)
+        pipeline = Pipeline(folder, plan, output)
+        yield Run(folder, settings, run_id, source, info, pipeline, loader, connection, run["checkpoint"])
+        if embedder is not None:
+            note_model(connection, embedder)
+
+
+def _begin(folder: WorkFolder, settings: RunSettings, info: SourceInfo, target: Target, checkpoint: str | None) -> None:
+    folder.begin(
+        {
+            "run_id": str(uuid.uuid4()),
+            "began_at": datetime.now(UTC).isoformat(),
+            "target": target.name,
+            "source": asdict(info),
+            "settings": settings.as_data(),
+            "checkpoint": checkpoint,
+        }
+    )
+
+
+def _refuse_other_run(folder: WorkFolder, run: Mapping[str, Any], info: SourceInfo, target: Target) -> None:
+    if folder.read_json("rolled-back.json") is not None:
+        raise StateRefusedError("this run was rolled back", hint="begin a new one: memharbor migrate run")
+    refuse_changed_source(run, info)
+    if run["target"] != target.name:
+        raise StateRefusedError(
+            f"this run loads into {run['target']}, not into {target.name}", hint="pass `--stack` as it began"
+        )
+
+
+def read_texts(connection: Connection) -> Iterator[Any]:
+    """Read id, owner and hash of every memory that is not deleted, streamed."""
+    with connection.transaction(), connection.cursor(name="memharbor_texts") as cursor:
+        cursor.itersize = 10_000
+        cursor.execute(
+            "select id, user_id, agent_id, run_id, hash from memharbor.memories where state <> 'deleted' and hash is not null"
+        )
+        yield from cursor
+
+
+def read_erased(connection: Connection) -> frozenset[str]:
+    """Read the SHA-256 of the users that were erased."""
+    rows = connection.execute("select user_id_sha256 from memharbor.erase_ledger").fetchall()
+    return frozenset(row[0] for row in rows)
+
+
+def read_model(connection: Connection) -> str | None:
+    """Read which model made the embeddings; `None` where nobody knows."""
+    row = connection.execute("select value ->> 'model' from memharbor.configs where key = %s", (MODEL_KEY,)).fetchone()
+    return None if row is None else str(row[0])
+
+
+def refuse_other_model(connection: Connection, target: Target, spec: EmbeddingSpec) -> None:
+    """
+    Refuse a model whose embeddings do not fit the schema, or those that are there.
+
+    Raises:
+        ConfigError: They do not fit the schema.
+        StateRefusedError: Another model made those that are there.
+    """
+    check_fit(
+        spec.model,
+        spec.dims,
+        schema_dims=target.settings.embedding_dims,
+        schema_distance=target.settings.embedding_distance,
+        recorded_model=read_model(connection),
+    )
+
+
+def note_model(connection: Connection, embedder: Embedder) -> None:
+    """Note which model made the embeddings, where nobody did."""
+    connection.execute(
+        "insert into memharbor.configs (key, value)"
+        " values (%s, jsonb_build_object('model', %s::text, 'dims', %s::integer)) on conflict (key) do nothing",
+        (MODEL_KEY, embedder.model, embedder.dims),
+    )
+
+
+def read_remap(path: Path) -> dict[str, str]:
+    """
+    Read a file that maps users: a JSON object, or CSV with the id in the source and the new one.
+
+    Raises:
+        SourceDataError: It is neither, or maps one user twice.
+    """
+    try:
+        text = path.read_text(encoding="utf-8-sig")
+        if text.lstrip().startswith("{"):
+            pairs = json.loads(text, object_pairs_hook=list)
+        else:
+            pairs = [tuple(cell.strip() for cell in row) for row in csv.reader(text.splitlines()) if row]
+    except (OSError, ValueError) as exc:
+        raise SourceDataError(f"`{path}` cannot be read: {exc}") from exc
+    if not all(len(pair) == 2 and all(isinstance(part, str | int) and str(part) for part in pair) for pair in pairs):
+        raise SourceDataError(f"`{path}` maps no users", hint='for instance {"1": "alice"}, or a line `1,alice`')
+    names = {str(old): str(new) for old, new in pairs}
+    if len(names) != len(pairs):
+        raise SourceDataError(f"`{path}` maps one user twice")
+    return names
+
+
+def describe_run(folder: WorkFolder) -> dict[str, Any]:
+    """Say how far a run is: segments by step, refusals, and its state: `complete`, `rolled back` or `to resume`."""
+    run = folder.read_run()
+    counts = {step: len(folder.segments(step)) for step in STEPS}
+    is_done = folder.is_read() and len(set(counts.values())) == 1
+    is_back = folder.read_json("rolled-back.json") is not None
+    return {
+        "name": folder.path.name,
+        "source": run["source"]["name"],
+        **counts,
+        "refused": sum(1 for _ in folder.dead_letters()),
+        "state": "rolled back" if is_back else "complete" if is_done else "to resume",
+    }
+
+
+def read_checkpoint(folder: WorkFolder) -> str:
+    """
+    Read which checkpoint was taken before a run.
+
+    Raises:
+        StateRefusedError: None was.
+    """
+    name = folder.read_run()["checkpoint"]
+    if name is None:
+        raise StateRefusedError("no checkpoint was taken before this run", hint="memharbor checkpoint list")
+    return str(name)
+
+
+def forget_load(folder: WorkFolder, target: Target) -> None:
+    """Note that what a run loaded was rolled back, so that it cannot go on as if it were there."""
+    run = folder.read_run()
+    with closing(target.connect(autocommit=True)) as connection:
+        connection.execute("delete from memharbor.migration_ledger where run_id = %s", (uuid.UUID(run["run_id"]),))
+    folder.write_json("rolled-back.json", {"at": datetime.now(UTC).isoformat()})
+
+
+def settings_of_retry(folder: WorkFolder, path: str | None) -> tuple[RunSettings, str]:
+    """
+    Make settings of a run that tries again what another one refused, under the same ids.
+
+    Args:
+        folder: Of the other run.
+        path: A mended copy of its dead letters; they themselves by default.
+
+    Returns:
+        The settings, and the name of the source that ids are made of.
+    """
+    letters = str(Path(path or folder.path / "dead-letters.jsonl").absolute())
+    run = folder.read_run()
+    settings = replace(RunSettings.from_data(run["settings"]), source=SourceSpec("dead-letters", (letters,)))
+    return settings, run["source"]["name"]

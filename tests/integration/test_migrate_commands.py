@@ -1,0 +1,282 @@
+"""The commands of `memharbor migrate`, as a person types them, on a real database."""
+
+from __future__ import annotations
+
+import json
+import os
+import random
+import re
+import signal
+import subprocess
+import sys
+import time
+import uuid
+from collections.abc import Iterator
+from contextlib import closing
+from pathlib import Path
+from typing import Any
+
+import psycopg
+import pytest
+from click.testing import CliRunner, Result
+
+from memharbor.commands import cli
+from memharbor.commands.migrate_options import KINDS
+from memharbor.migrate import opening
+from memharbor.migrate.record import NAMESPACE, pack_vector
+from tests import corpus
+from tests.memory_database import Server
+from tests.schema_databases import DIMS, admin_connection, scratch_database
+from tests.user_rows import state
+
+SEED = int(os.environ.get("MEMHARBOR_TEST_SEED", "20261121"))
+EMBED = ("--model", "memharbor-hash")
+
+
+@pytest.fixture
+def dsn(server: Server, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
+    """An empty database, and a working folder of its own."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    monkeypatch.setenv("MEMHARBOR_EMBEDDING_DIMS", str(DIMS))
+    with scratch_database(server) as name:
+        yield server.admin_dsn(name)
+
+
+def memharbor(dsn: str, *arguments: str, **environ: str) -> Result:
+    return CliRunner().invoke(cli, list(arguments), env={"MEMHARBOR_DSN": dsn, **environ})
+
+
+def ok(dsn: str, *arguments: str, **environ: str) -> Any:
+    done = memharbor(dsn, *arguments, "--output", "json", **environ)
+    assert done.exit_code == 0, f"{done.output}\n{done.stderr}\n{done.exception!r}"
+    return json.loads(done.stdout)
+
+
+def refused(code: int, pattern: str, dsn: str, *arguments: str, **environ: str) -> None:
+    done = memharbor(dsn, *arguments, **environ)
+    error: Any = done.exception
+    assert getattr(error, "exit_code", done.exit_code) == code, f"{done.output}\n{error!r}"
+    assert re.search(pattern, getattr(error, "message", done.output)), getattr(error, "message", done.output)
+
+
+def export(path: Path, count: int, **changes: Any) -> Path:
+    """A file as the Platform's own export has it."""
+    chosen = corpus.memories()[:count]
+    memories = [
+        {
+            "id": str(memory.id),
+            "memory": memory.memory,
+            "user_id": memory.user_id,
+            "metadata": dict(memory.metadata),
+            "categories": list(memory.categories),
+            "created_at": memory.created_at.isoformat(),
+            **changes,
+        }
+        for memory in chosen
+    ]
+    path.write_text(json.dumps({"results": memories}))
+    return path
+
+
+def ids(dsn: str) -> set[str]:
+    with closing(psycopg.connect(dsn, autocommit=True)) as connection:
+        return {row[0] for row in connection.execute("select id::text from memharbor.memories").fetchall()}
+
+
+def rows_of(dsn: str) -> Any:
+    """Every row but the audit trail, whose times are those of the run."""
+    with closing(psycopg.connect(dsn, autocommit=True)) as connection:
+        return {key: value for key, value in state(connection).items() if key[1] != "memory_history"}
+
+
+def test_the_kinds_of_the_command_are_those_that_can_be_opened() -> None:
+    assert tuple(KINDS) == opening.KINDS
+
+
+def test_the_whole_story(dsn: str, tmp_path: Path) -> None:
+    path = export(tmp_path / "export.json", 300)
+    source = ("--from", "file", "--input", str(path))
+    plan = ok(
+        dsn, "migrate", "plan", *source, "--model", "text-embedding-3-small", "--dims", str(DIMS), "--sample", "50"
+    )
+    assert plan["sample"]["inserted"] == 50
+    assert 200 < plan["embedding"]["texts"] < 400, "reckoned from the size of the file"
+    assert plan["embedding"]["usd"] > 0
+    assert ids(dsn) == set(), "a plan writes nothing"
+
+    foretold = ok(dsn, "migrate", "run", *source, *EMBED, "--dry-run")
+    assert ids(dsn) == set()
+    done = ok(dsn, "migrate", "run", *source, *EMBED, "--batch-size", "100")
+    assert {name: done[name] for name in foretold if name != "dry_run"} == {
+        name: value for name, value in foretold.items() if name != "dry_run"
+    }
+    assert done["inserted"] == 300
+    assert ids(dsn) == {str(memory.id) for memory in corpus.memories()[:300]}
+    (listed,) = ok(dsn, "migrate", "status")
+    assert (listed["name"], listed["state"], listed["loaded"]) == (done["run"], "complete", 3)
+    assert ok(dsn, "migrate", "compare")["different"] == 0
+    before = rows_of(dsn)
+    again = ok(dsn, "migrate", "run", *source, *EMBED)
+    assert (again["same"], again["inserted"], again["updated"]) == (300, 0, 0)
+    assert rows_of(dsn) == before
+    ok(dsn, "migrate", "rollback", done["run"], "--yes")
+    assert ids(dsn) == set()
+    refused(9, "was rolled back", dsn, "migrate", "resume", done["run"])
+
+
+def test_compare_names_the_row_of_one_changed_float(dsn: str, server: Server, tmp_path: Path) -> None:
+    path = export(tmp_path / "export.json", 250)
+    ok(dsn, "migrate", "run", "--from", "file", "--input", str(path), *EMBED)
+    victim = str(corpus.memories()[123].id)
+    with closing(psycopg.connect(dsn, autocommit=True)) as connection:
+        changed = connection.execute(
+            "update memharbor.memories set embedding = (select array_agg(case when n = 1 then v + 1e-6 else v end order by n)"
+            " from unnest(embedding::real[]) with ordinality as each(v, n))::vector where id = %s",
+            (victim,),
+        )
+        assert changed.rowcount == 1
+    done = subprocess.run(
+        [sys.executable, "-m", "memharbor", "migrate", "compare", "--output", "json"],
+        env={**os.environ, "MEMHARBOR_DSN": dsn},
+        capture_output=True,
+        check=False,
+    )
+    assert done.returncode == 10
+    found = json.loads(done.stdout)
+    assert (found["different"], [each["id"] for each in found["rows"]]) == (1, [victim])
+
+
+def test_what_was_refused_is_mended_and_tried_again(dsn: str, tmp_path: Path) -> None:
+    path = tmp_path / "export.json"
+    good = {"id": str(uuid.uuid4()), "memory": "likes tea", "user_id": "alice"}
+    path.write_text(
+        json.dumps([good, {"id": "mem_2", "memory": "nobody's"}, {"id": "mem_3", "memory": "", "user_id": "a"}])
+    )
+    done = ok(dsn, "migrate", "run", "--from", "file", "--input", str(path))
+    assert done["reasons"] == {"no-owner": 1, "no-text": 1}
+    letters = tmp_path / "memharbor-migrations" / done["run"] / "dead-letters.jsonl"
+    lines = [json.loads(line) for line in letters.read_text().splitlines()]
+    assert [line["reason"] for line in lines] == ["no-owner", "no-text"]
+    lines[0]["item"]["data"]["user_id"] = "alice"
+    mended = tmp_path / "mended.jsonl"
+    mended.write_text("".join(json.dumps(line) + "\n" for line in lines))
+    again = ok(dsn, "migrate", "retry", done["run"], "--input", str(mended))
+    assert (again["inserted"], again["refused"]) == (1, 1)
+    # The id is that which the first run would have made, so that the source can be run again, too.
+    assert str(uuid.uuid5(NAMESPACE, "file:mem_2")) in ids(dsn)
+
+
+def test_what_is_asked_for_wrongly_is_refused_before_anything_is_done(dsn: str, tmp_path: Path) -> None:
+    path = str(export(tmp_path / "export.json", 3))
+    run = ("migrate", "run", "--from", "file", "--input", path)
+    refused(2, "needs a file", dsn, "migrate", "run", "--from", "file")
+    refused(2, "is no moment", dsn, *run, "--from-date", "soon")
+    refused(3, "do not fit the schema", dsn, *run, "--model", "memharbor-hash", "--dims", str(DIMS + 1))
+    refused(3, "MEM0_API_KEY|is not given", dsn, "migrate", "run", "--from", "platform", MEM0_API_KEY="")
+    refused(3, "is not given", dsn, "migrate", "run", "--from", "mem0-pgvector", MEMHARBOR_SOURCE_DSN="")
+    (tmp_path / "names.csv").write_text("1,alice\n1,bob\n")
+    refused(7, "one user twice", dsn, *run, "--remap-users", str(tmp_path / "names.csv"))
+    refused(3, "there is no run", dsn, "migrate", "resume", "absent")
+    assert ids(dsn) == set()
+    assert not (tmp_path / "memharbor-migrations").exists()
+
+
+def test_a_source_that_changed_meanwhile_is_noticed(dsn: str, tmp_path: Path) -> None:
+    path = export(tmp_path / "export.json", 20)
+    done = ok(dsn, "migrate", "run", "--from", "file", "--input", str(path), "--until", "transform")
+    assert ids(dsn) == set()
+    export(path, 21)
+    refused(9, "is not what it was", dsn, "migrate", "resume", done["run"])
+    export(path, 20)
+    assert ok(dsn, "migrate", "resume", done["run"])["inserted"] == 20
+
+
+def test_embeddings_are_filled_in_and_made_anew_by_another_model_only_all_at_once(dsn: str, tmp_path: Path) -> None:
+    path = export(tmp_path / "export.json", 40)
+    ok(dsn, "migrate", "run", "--from", "file", "--input", str(path))
+    assert ok(dsn, "migrate", "embed", *EMBED, "--dry-run")["embedded"] == 40
+    assert ok(dsn, "migrate", "embed", *EMBED)["embedded"] == 40
+    assert ok(dsn, "migrate", "embed", *EMBED)["embedded"] == 0
+    with closing(psycopg.connect(dsn, autocommit=True)) as connection:
+        connection.execute(
+            "insert into memharbor.configs (key, value) values ('embedding_model', '{\"model\": \"other\"}')"
+            " on conflict (key) do update set value = excluded.value"
+        )
+    refused(9, "cannot be compared", dsn, "migrate", "embed", *EMBED)
+    assert ok(dsn, "migrate", "embed", *EMBED, "--filter", "all")["embedded"] == 40
+    assert ok(dsn, "migrate", "embed", *EMBED)["embedded"] == 0
+
+
+KILLS = 50
+SAMPLE = random.Random(SEED).sample(range(KILLS), 4)
+
+
+def exported_lines(path: Path, count: int) -> Path:
+    """Lines of our own, with embeddings, some of them bad."""
+    with path.open("w") as file:
+        for number, memory in enumerate(corpus.memories()[:count]):
+            data = {"id": str(memory.id), **memory.payload, "embedding": pack_vector([number + 1.0] * DIMS)}
+            file.write(json.dumps({} if number % 97 == 5 else data) + "\n")
+    return path
+
+
+@pytest.fixture
+def undisturbed(server: Server, dsn: str, tmp_path: Path) -> tuple[Path, Any]:
+    """A source, and what a run that nobody disturbs makes of it."""
+    path = exported_lines(tmp_path / "lines.jsonl", 3000)
+    with scratch_database(server) as name:
+        other = server.admin_dsn(name)
+        (tmp_path / "other").mkdir()
+        with pytest.MonkeyPatch.context() as patch:
+            patch.chdir(tmp_path / "other")
+            ok(
+                other,
+                "migrate",
+                "run",
+                "--from",
+                "file",
+                "--input",
+                str(path),
+                "--no-checkpoint",
+                "--batch-size",
+                "100",
+            )
+        with closing(admin_connection(server, name)) as connection:
+            return path, {key: value for key, value in state(connection).items() if key[1] != "memory_history"}
+
+
+def killed_run(dsn: str, path: Path, draw: random.Random) -> int:
+    """Run, kill with SIGKILL at random moments, resume until it ends by itself; returns the number of kills."""
+    arguments = ["run", "--from", "file", "--input", str(path), "--no-checkpoint", "--batch-size", "100"]
+    kills = 0
+    while True:
+        process = subprocess.Popen(
+            [sys.executable, "-m", "memharbor", "migrate", *arguments],
+            env={**os.environ, "MEMHARBOR_DSN": dsn},
+            stdout=subprocess.DEVNULL,
+            stderr=subprocess.PIPE,
+        )
+        try:
+            process.wait(timeout=draw.uniform(0.5, 3.0) if kills < 4 else None)
+        except subprocess.TimeoutExpired:
+            process.send_signal(signal.SIGKILL)
+        _, said = process.communicate()
+        if process.returncode != -signal.SIGKILL:
+            assert process.returncode == 0, said.decode()
+            return kills
+        kills += 1
+        if list(Path("memharbor-migrations").glob("*/run.json")):
+            arguments = ["resume"]
+        time.sleep(0.05)
+
+
+@pytest.mark.parametrize(
+    "number", [pytest.param(n, marks=() if n in SAMPLE else pytest.mark.soak) for n in range(KILLS)]
+)
+def test_killed_at_any_moment_nothing_is_lost_and_nothing_doubled(
+    dsn: str, undisturbed: tuple[Path, Any], number: int
+) -> None:
+    path, expected = undisturbed
+    killed_run(dsn, path, random.Random(f"{SEED}:{number}"))
+    assert rows_of(dsn) == expected
