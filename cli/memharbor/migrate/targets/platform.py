@@ -11,7 +11,7 @@ memories that are paused, archived or deleted here (there they would be active a
 No limit of the length of a text is documented; one that the service refuses is refused with its words.
 
 Sources: docs.mem0.ai, Add Memories, Get Event, Direct Import, Update Project; mem0ai/mem0
-`scripts/oss-to-platform-migrate.sh`, whose metadata this writes; mem0ai 2.2.1 `mem0/client/project.py`. Nobody has run
+`scripts/oss-to-platform-migrate.sh`, whose metadata this writes; mem0ai 2.2 `mem0/client/project.py`. Nobody has run
 this against the live service; `tests/platform_server.py` says what is assumed.
 """
 
