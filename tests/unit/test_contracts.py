@@ -275,6 +275,7 @@ WRITERS = {
     "memharbor checkpoint create",
     "memharbor checkpoint delete",
     "memharbor migrate embed",
+    "memharbor migrate export",
     "memharbor migrate resume",
     "memharbor migrate retry",
     "memharbor migrate rollback",

@@ -69,6 +69,9 @@ def choice_options(command: Command) -> Command:
                 show_default=True,
                 help="What becomes of a memory whose id is taken by a different one.",
             ),
+            click.option(
+                "--keep-duplicates", is_flag=True, help="Let the same text of the same owner in more than once."
+            ),
             click.option("--batch-size", type=click.IntRange(1, 50_000), default=1000, show_default=True),
             click.option(
                 "--max-rate", type=click.FloatRange(min=0), default=0, help="Rows a second.  [default: no limit]"
@@ -150,6 +153,7 @@ def read_settings(options: dict[str, Any], target: Target) -> RunSettings:
         read_embedding(options, target),
         options["batch_size"],
         options["max_rate"],
+        options["keep_duplicates"],
     )
     settings.choice(target.settings.embedding_dims)  # refuses a date that is none, before anything is opened
     return settings

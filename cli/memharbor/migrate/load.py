@@ -109,6 +109,8 @@ class Loader:
     ) -> None:
         self._will_embed = will_embed
         know_vectors(connection)
+        with translated_errors("preparing to load"):
+            run_script(connection, render("migrate/foretold.sql", {"role": ROLES["service"]}))
         self._connection, self._settings = connection, settings
         self._run_id, self._source, self._on_conflict = run_id, source, on_conflict
 
@@ -165,6 +167,18 @@ class Loader:
             self._write_part(rows, loaded)
             if not dry_run:
                 self._note(number, loaded)
+        if dry_run:
+            self._foretell(rows, loaded)
+
+    def _foretell(self, rows: Sequence[tuple[int, Record]], loaded: Loaded) -> None:
+        """Keep in mind which memories would be there by now."""
+        refused = {each["place"] for each in loaded.refused}
+        ids = [record.id for place, record in rows if record.kind == "memory" and place not in refused]
+        with translated_errors("rehearsing"):
+            self._connection.execute(
+                "insert into pg_temp.foretold_memories select distinct unnest(%s::uuid[]) on conflict do nothing",
+                (ids,),
+            )
 
     def _write_part(self, rows: list[tuple[int, Record]], loaded: Loaded) -> None:
         before = loaded.copy()

@@ -115,12 +115,14 @@ JUDGE = {
         update pg_temp.staged_relationships w set verdict = j.verdict from (
           select s.place, case
             when t.id is not null then 'same'
-            when a.id is null or b.id is null then 'dangling'
+            when coalesce(a.id, c.id) is null or coalesce(b.id, d.id) is null then 'dangling'
             else 'insert' end as verdict
           from pg_temp.staged_relationships s
           left join memharbor.memory_relationships t on t.id = s.id
           left join memharbor.memories a on a.id = s.source_memory_id
           left join memharbor.memories b on b.id = s.target_memory_id
+          left join pg_temp.foretold_memories c on c.id = s.source_memory_id
+          left join pg_temp.foretold_memories d on d.id = s.target_memory_id
         ) j where j.place = w.place""",
     "history": """
         update pg_temp.staged_history w set verdict = case when exists (

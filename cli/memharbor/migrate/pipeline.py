@@ -54,6 +54,7 @@ class Plan:
         max_rate: Items a second that are loaded at most; 0 for no limit.
         embedder: Makes the embeddings that are missing; `None` leaves them out.
         erased: SHA-256 of the users that were erased here.
+        keep_duplicates: Whether the same text of the same owner may come in under several ids.
     """
 
     source: Source
@@ -63,6 +64,7 @@ class Plan:
     max_rate: float = 0
     embedder: Embedder | None = None
     erased: frozenset[str] = frozenset()
+    keep_duplicates: bool = False
 
 
 @dataclass
@@ -206,7 +208,7 @@ class Pipeline:
             return made
         if made.user_id is not None and sha256(made.user_id.encode()).hexdigest() in self._plan.erased:
             return Refusal("erased-user", "its user was erased here", item)
-        verdict = seen.meet(made, number)
+        verdict = seen.meet(made, number, by_text=not self._plan.keep_duplicates)
         if verdict == "other-content":
             return Refusal("duplicate-id", f"another item of this run has the id {made.id}", item)
         return made if verdict == "new" else _LEFT_OUT[verdict]

@@ -49,6 +49,7 @@ class RunSettings:
         embedding: What makes those that are missing; `None` leaves them out.
         batch_size: Items a segment.
         max_rate: Items a second at most; 0 for no limit.
+        keep_duplicates: Whether the same text of the same owner may come in under several ids.
     """
 
     source: SourceSpec
@@ -61,6 +62,7 @@ class RunSettings:
     embedding: EmbeddingSpec | None = None
     batch_size: int = 1000
     max_rate: float = 0
+    keep_duplicates: bool = False
 
     def as_data(self) -> dict[str, Any]:
         """Spell it for `run.json`."""
@@ -212,7 +214,8 @@ def opened_run(
             embedder = stack.enter_context(open_embedder(settings.embedding))
         erased = read_erased(connection)
         choice = settings.choice(target.settings.embedding_dims)
-        plan = Plan(source, info, choice, settings.batch_size, settings.max_rate, embedder, erased)
+        size, rate, keep = settings.batch_size, settings.max_rate, settings.keep_duplicates
+        plan = Plan(source, info, choice, size, rate, embedder, erased, keep)
         run_id, on_conflict = uuid.UUID(run["run_id"]), settings.on_conflict
         will_embed = settings.embedding is not None and not needs_embeddings
         loader = Loader(connection, target.settings, run_id, info.name, on_conflict, will_embed=will_embed)

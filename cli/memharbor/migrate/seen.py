@@ -76,8 +76,15 @@ class Seen:
         """Keep what was noted of a segment; call it before the segment appears."""
         self._connection.execute("commit")
 
-    def meet(self, record: Record, segment: int) -> Verdict:
-        """Tell whether a record is new to the run, and note it."""
+    def meet(self, record: Record, segment: int, *, by_text: bool = True) -> Verdict:
+        """
+        Tell whether a record is new to the run, and note it.
+
+        Args:
+            record: The record.
+            segment: In which it came.
+            by_text: Whether the same text of the same owner is the same memory.
+        """
         digest = hashlib.sha256(json.dumps(record_as_data(record), sort_keys=True).encode()).digest()
         key = record.id.bytes + record.kind.encode()
         row = self._connection.execute("select digest from ids where id = ?", (key,)).fetchone()
@@ -85,7 +92,7 @@ class Seen:
             return "same-id" if row[0] == digest else "other-content"
         self._connection.execute("insert into ids values (?, ?, ?)", (key, digest, segment))
         # A deleted memory is no reason to leave out one that is not, nor the other way round.
-        if record.kind != "memory" or record.state == "deleted":
+        if not by_text or record.kind != "memory" or record.state == "deleted":
             return "new"
         owner_text = _owner_text([record.data.get(name) for name in OWNERS], str(record.data["hash"]))
         row = self._connection.execute("select id from texts where owner_text = ?", (owner_text,)).fetchone()

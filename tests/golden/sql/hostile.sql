@@ -1,3 +1,12 @@
+-- migrate/foretold.sql
+-- component: tables
+-- purpose: the memories that a rehearsal would have inserted by now, for what refers to them in a later segment
+-- variables: role
+-- runs as: administrator
+-- safe to repeat: creates only what is missing; temporary, gone with the session
+create temporary table if not exists foretold_memories (id uuid not null, constraint foretold_memories_pkey primary key (id));
+grant select on foretold_memories to "we""ird'; drop table x; --\ {{ 7 * 7 }} {% raw %} Ü🐘";
+
 -- migrate/stage.sql
 -- component: tables
 -- purpose: temporary tables for one segment of a migration, that the service role reads when it merges them
