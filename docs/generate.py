@@ -17,6 +17,7 @@ import yaml
 
 from memharbor.commands import cli
 from memharbor.errors import exit_codes
+from memharbor.migrate.reasons import REASONS
 from memharbor.settings import Settings, environment_name, setting_fields
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -58,6 +59,21 @@ def exit_codes_page() -> str:
     """Write the reference page of the exit codes."""
     rows = [f"| {code} | {meaning} |" for code, meaning in exit_codes().items()]
     head = [f"<!-- {GENERATED} -->", "# Exit codes", "", "| Code | Meaning |", "|---|---|"]
+    return "\n".join([*head, *rows]) + "\n"
+
+
+def migration_reasons_page() -> str:
+    """Write the reference page of the reasons for which a migration refuses an item."""
+    rows = [f"| `{reason}` | {meaning} |" for reason, meaning in REASONS.items()]
+    head = [
+        f"<!-- {GENERATED} -->",
+        "# Why a migration refuses an item",
+        "",
+        "The rest of the batch comes in. How to mend and retry: [Bring memories in](../how-to/migrate.md).",
+        "",
+        "| Reason | What is wrong |",
+        "|---|---|",
+    ]
     return "\n".join([*head, *rows]) + "\n"
 
 
@@ -133,6 +149,7 @@ def role_variables() -> str:
 PAGES = {
     "docs/reference/settings.md": settings_page,
     "docs/reference/exit-codes.md": exit_codes_page,
+    "docs/reference/migration-reasons.md": migration_reasons_page,
     "docs/reference/commands.md": commands_page,
     "ansible/roles/memharbor/meta/argument_specs.yml": role_arguments,
     "ansible/roles/memharbor/vars/main.yml": role_variables,

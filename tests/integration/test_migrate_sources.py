@@ -333,3 +333,41 @@ def test_from_the_platform_to_a_file_looks_like_its_export(dsn: str, server: Ser
     found = json.loads(Path("out.json").read_text())["results"]
     assert {memory["memory"] for memory in found} == {*(f"fact {n}" for n in range(11)), "of an agent only"}
     assert not [memory for memory in found if "embedding" in memory or "hash" in memory]
+
+
+def test_a_source_is_read_into_a_file_and_goes_on_where_it_was_stopped(
+    dsn: str, server: Server, tmp_path: Path
+) -> None:
+    with ExitStack() as stack:
+        arguments, environ = of_platform(tmp_path, stack, server)
+        read = ("migrate", "read", *arguments, "--output-file", "platform.jsonl")
+        assert ok(dsn, *read, "--dry-run", **environ)["counts"]
+        manifest = ok(dsn, *read, **environ)
+        assert (manifest["items"], manifest["refused"]) == ({"memory": 13}, {})
+        whole = Path("platform.jsonl").read_bytes()
+        assert not Path("platform.jsonl.partial").exists()
+        assert "is there already" in getattr(memharbor(dsn, *read, **environ).exception, "message", "")
+        direct = ok(dsn, "migrate", "run", *arguments, "--no-checkpoint", "--dry-run", **environ)
+        from_file = ok(
+            dsn, "migrate", "run", "--from", "file", "--input", "platform.jsonl", "--no-checkpoint", "--dry-run"
+        )
+        assert counts(direct) == counts(from_file)
+    path = tmp_path / "memories.jsonl"
+    with ExitStack() as stack:
+        arguments, environ = of_lines(tmp_path, stack, server)
+        read = ("migrate", "read", *arguments, "--output-file", "lines.jsonl")
+        manifest = ok(dsn, *read, **environ)
+        assert manifest["refused"] == {"bad-json": 2}
+        assert len(Path("lines.jsonl.refused.jsonl").read_text().splitlines()) == 2
+        expected = Path("lines.jsonl").read_bytes()
+        # As a process leaves it that was killed while it wrote the fifth line.
+        from memharbor.migrate.record import item_as_data
+        from memharbor.migrate.sources.files import FileSource
+
+        source = FileSource(path)
+        lines = [json.dumps({"identity": source.describe().identity})]
+        lines += [json.dumps(item_as_data(item)) for item in list(source.read())[:4]]  # type: ignore[arg-type]
+        Path("lines.jsonl.partial").write_text("\n".join(lines) + '\n{"kind":"mem')
+        assert ok(dsn, *read, "--replace", **environ)["items"] == manifest["items"]
+        assert Path("lines.jsonl").read_bytes() == expected
+    assert whole.count(b"\n") == 13

@@ -276,6 +276,7 @@ WRITERS = {
     "memharbor checkpoint delete",
     "memharbor migrate embed",
     "memharbor migrate export",
+    "memharbor migrate read",
     "memharbor migrate resume",
     "memharbor migrate retry",
     "memharbor migrate rollback",

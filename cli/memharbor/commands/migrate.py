@@ -13,6 +13,7 @@ from memharbor.commands.migrate_options import (
     embedding_options,
     read_embedding,
     read_settings,
+    read_source,
     run_argument,
     source_options,
 )
@@ -96,6 +97,38 @@ def run(
         return
     take = partial(_take_checkpoint, output, stack, dsn) if checkpoint else None
     _carry_out(output, target, _new_folder(stack, dsn, settings), until, settings=settings, take_checkpoint=take)
+
+
+@migrate.command()
+@source_options
+@click.option("--output-file", "path", type=click.Path(dir_okay=False), required=True, help="A file of JSON lines.")
+@click.option("--replace", is_flag=True, help="Replace a file that is there.")
+@dry_run_option
+@common_options
+def read(output: Output, path: str, replace: bool, dry_run: bool, **options: Any) -> None:
+    """
+    Read a source into a file of JSON lines with a manifest; needs no database of ours.
+
+    A reading that was stopped goes on when it is repeated. `migrate run --from file` reads the file.
+
+    \b
+    Example:
+      memharbor migrate read --from platform --output-file platform-export.jsonl
+    """
+    from pathlib import Path
+
+    from memharbor.migrate.fetching import fetch
+    from memharbor.migrate.opening import open_source
+
+    with open_source(read_source(options)) as source:
+        if dry_run:
+            info = source.describe()
+            counts = ", ".join(f"{count:,} of kind {kind}" for kind, count in info.counts.items()) or "what is there"
+            output.result({"dry_run": True, "counts": dict(info.counts)}, f"would read {counts} from {info.name}")
+            return
+        manifest = fetch(source, Path(path), output, replace=replace)
+    refused = sum(manifest["refused"].values())
+    output.result(manifest, f"{sum(manifest['items'].values()):,} items in {path}; refused {refused:,}")
 
 
 @migrate.command()

@@ -9,7 +9,7 @@ import click
 from memharbor.commands import Command
 
 if TYPE_CHECKING:
-    from memharbor.migrate.opening import EmbeddingSpec
+    from memharbor.migrate.opening import EmbeddingSpec, SourceSpec
     from memharbor.migrate.runs import RunSettings
     from memharbor.target import Target
 
@@ -121,6 +121,22 @@ def read_embedding(options: dict[str, Any], target: Target, *, required: bool = 
     )
 
 
+def read_source(options: dict[str, Any]) -> SourceSpec:
+    """Read which source is meant."""
+    from pathlib import Path
+
+    from memharbor.migrate.opening import SourceSpec
+
+    return SourceSpec(
+        options["kind"],
+        tuple(str(Path(path).absolute()) for path in options["paths"]),
+        options["collection"],
+        options["url"],
+        options["vectors"],
+        options["users_from"],
+    )
+
+
 def read_settings(options: dict[str, Any], target: Target) -> RunSettings:
     """
     Read what was asked for.
@@ -131,19 +147,11 @@ def read_settings(options: dict[str, Any], target: Target) -> RunSettings:
     """
     from pathlib import Path
 
-    from memharbor.migrate.opening import SourceSpec
     from memharbor.migrate.runs import RunSettings, read_remap
 
     users = tuple(filter(None, (user.strip() for user in (options["users"] or "").split(","))))
     settings = RunSettings(
-        SourceSpec(
-            options["kind"],
-            tuple(str(Path(path).absolute()) for path in options["paths"]),
-            options["collection"],
-            options["url"],
-            options["vectors"],
-            options["users_from"],
-        ),
+        read_source(options),
         users,
         options["from_date"],
         options["to_date"],
