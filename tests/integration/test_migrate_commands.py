@@ -280,3 +280,13 @@ def test_killed_at_any_moment_nothing_is_lost_and_nothing_doubled(
     path, expected = undisturbed
     killed_run(dsn, path, random.Random(f"{SEED}:{number}"))
     assert rows_of(dsn) == expected
+
+
+def test_the_benchmark_measures_every_way_and_leaves_nothing(dsn: str) -> None:
+    assert ok(dsn, "bench", "migrate", "--rows", "300", "--dry-run")["rows"] == 300
+    measured = ok(dsn, "bench", "migrate", "--rows", "300", "--yes")
+    assert len(measured) == 4
+    assert measured[0]["seconds_ratio"] == 1.0
+    assert ids(dsn) == set()
+    ok(dsn, "migrate", "run", "--from", "file", "--input", str(export(Path("one.json"), 1)))
+    refused(9, "holds memories", dsn, "bench", "migrate", "--yes")

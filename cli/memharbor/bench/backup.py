@@ -22,7 +22,7 @@ from memharbor.backup.logical_files import Keys
 from memharbor.backup.plan import plan_restore
 from memharbor.backup.sandbox import restored
 from memharbor.backup.selection import Choice
-from memharbor.bench.measure import Measure
+from memharbor.bench.measure import WORDS, Measure
 from memharbor.database import run_statement, translated_errors
 from memharbor.errors import ExternalToolError, StateRefusedError
 from memharbor.operations import OpenStack
@@ -33,10 +33,6 @@ from memharbor.target import Target
 # Beside the data directory: on the same disk, and inside of no backup.
 _WORK = f"{DATA_ROOT}/bench"
 _USER = "bench-user-7"
-_WORDS = (
-    "prefers remembers coffee tea Lisbon Berlin Tuesday morning evening train flight sister brother doctor garden piano "
-    "vegetarian allergic project deadline contract invoice hiking swimming novel poem window blue green seven forty"
-)
 _FILL = """
 insert into memharbor.memories (payload, embedding)
 select
@@ -106,7 +102,7 @@ class BackupBench:
         self.refuse_memories()
         try:
             with self.output.step(f"Fill in {rows:,} memories of {users:,} users"):
-                self._execute(_FILL, {"rows": rows, "users": users, "dims": self._dims, "words": _WORDS})
+                self._execute(_FILL, {"rows": rows, "users": users, "dims": self._dims, "words": WORDS})
             with tempfile.TemporaryDirectory(prefix="memharbor-bench-") as folder:
                 return self._measure(rows, Path(folder))
         finally:

@@ -8,6 +8,12 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
+# What made-up memories are made of.
+WORDS = (
+    "prefers remembers coffee tea Lisbon Berlin Tuesday morning evening train flight sister brother doctor garden piano "
+    "vegetarian allergic project deadline contract invoice hiking swimming novel poem window blue green seven forty"
+)
+
 
 @dataclass(frozen=True)
 class Measure:

@@ -1,3 +1,15 @@
+-- bench/plain_table.sql
+-- component: tables
+-- purpose: a table without indexes and triggers, to compare a load with
+-- variables: embedding_dims, vector_schema
+-- runs as: administrator
+-- safe to repeat: temporary, gone with the session
+create temporary table if not exists bench_plain (
+  id uuid,
+  embedding "we""ird'; drop table x; --\ {{ 7 * 7 }} {% raw %} Ü🐘".vector(1536),
+  payload jsonb
+);
+
 -- migrate/foretold.sql
 -- component: tables
 -- purpose: the memories that a rehearsal would have inserted by now, for what refers to them in a later segment
