@@ -68,6 +68,24 @@ def test_a_good_database_passes_twice_and_nothing_is_left(good: ValidationContex
         assert rows_left(good) == [0, 0, 0, 0, 0]
 
 
+def test_a_migration_is_counted_with_its_embeddings(good: ValidationContext) -> None:
+    with closing(connect(good.admin_dsn, autocommit=True)) as connection:
+        for number, embedding in enumerate(([1.0] * DIMS, None)):
+            connection.execute(
+                "insert into memharbor.memories (payload, embedding) values (jsonb_build_object('user_id', 'counted', 'data',"
+                " %s::text), %s::real[]::vector)",
+                (f"fact {number}", embedding),
+            )
+        try:
+            assert "1 of 2" in failed(run_checks(replace(good, expected_count=2)))["memory count"]
+            connection.execute("delete from memharbor.memories where embedding is null and user_id = 'counted'")
+            assert failed(run_checks(replace(good, expected_count=1))) == {}
+            assert "not 2" in failed(run_checks(replace(good, expected_count=2)))["memory count"]
+        finally:
+            connection.execute("delete from memharbor.memories where user_id = 'counted'")
+            connection.execute("delete from memharbor.memory_history where user_id = 'counted'")
+
+
 def test_what_a_killed_run_left_is_removed_and_nothing_of_anybody_else(good: ValidationContext) -> None:
     with closing(connect(good.service_dsn)) as connection:
         for user_id, age in (("memharbor-validate-old", 2), ("memharbor-validate-now", 0), ("somebody", 2)):

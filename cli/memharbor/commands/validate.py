@@ -15,10 +15,11 @@ if TYPE_CHECKING:
 
 
 @click.command()
+@click.option("--expected-count", type=click.IntRange(min=0), help="So many memories there must be, with embeddings.")
 @dsn_option
 @stack_option
 @common_options
-def validate(output: Output, stack: str, dsn: str | None) -> int:
+def validate(output: Output, expected_count: int | None, stack: str, dsn: str | None) -> int:
     """
     Check a live stack with real Mem0, and clean up.
 
@@ -26,8 +27,9 @@ def validate(output: Output, stack: str, dsn: str | None) -> int:
     search, graph. Exits with 10 when one fails; after one that could not connect the others are not run.
 
     \b
-    Example:
+    Examples:
       memharbor validate
+      memharbor validate --expected-count 1500
     """
     from dataclasses import asdict
 
@@ -43,6 +45,7 @@ def validate(output: Output, stack: str, dsn: str | None) -> int:
         target.dsn("service"),
         is_pooled=target.outputs is not None,
         backup_status=None if target.outputs is None else lambda: _backup_status(target),
+        expected_count=expected_count,
     )
     results = run_checks(context, on_result=lambda result: output.detail(f"{result.name}: {result.state}"))
     rows = [{**asdict(result), "seconds": round(result.seconds, 1)} for result in results]

@@ -277,6 +277,20 @@ def check_graph(probe: Probe) -> str:
     return "memories one and two relationships away are found, by their user only"
 
 
+def check_count(probe: Probe) -> str:
+    """Count the memories after a migration, those without an embedding, and their users."""
+    expected = probe.context.expected_count
+    with closing(connect(probe.context.service_dsn)) as connection:
+        row = connection.execute(
+            "select count(*), count(*) filter (where embedding is null), count(distinct user_id), min(left(memory, 50))"
+            " from public.memories"
+        ).fetchone() or (0, 0, 0, None)
+    count, bare, users, sample = row
+    require(count == expected, f"there are {count:,} memories, not {expected:,}", "memharbor migrate compare")
+    require(bare == 0, f"{bare:,} of {count:,} memories have no embedding", "memharbor migrate embed --model NAME")
+    return f"{count:,} memories of {users:,} users, all with embeddings; one of them: {sample!r}"
+
+
 CHECKS: tuple[tuple[str, Callable[[Probe], str]], ...] = (
     ("pgvector", check_extension),
     ("tables", check_tables),

@@ -40,6 +40,7 @@ class ValidationContext:
         service_dsn: As Mem0's server connects.
         is_pooled: Whether these lead through a pooler of ours.
         backup_status: Tries the stack's backup store; absent for a database that Pulumi did not make.
+        expected_count: How many memories there must be, after a migration; `None` where nobody says.
     """
 
     settings: Settings
@@ -48,6 +49,7 @@ class ValidationContext:
     service_dsn: str = field(repr=False)
     is_pooled: bool
     backup_status: Callable[[], BackupStatus] | None = None
+    expected_count: int | None = None
 
 
 @dataclass(frozen=True)

@@ -9,7 +9,7 @@ import psycopg
 
 from memharbor.database import is_connection_lost
 from memharbor.errors import ConnectError, MemharborError
-from memharbor.validation.checks import CHECKS
+from memharbor.validation.checks import CHECKS, check_count
 from memharbor.validation.probe import Probe, remove_probes
 from memharbor.validation.results import CheckError, CheckResult, NotApplicableError, State, ValidationContext
 
@@ -50,7 +50,9 @@ def run_checks(
 
     with Probe(context) as probe:
         try:
-            for name, check in CHECKS:
+            # First: the others write memories of their own.
+            counted = (("memory count", check_count),) if context.expected_count is not None else ()
+            for name, check in (*counted, *CHECKS):
                 if lost_in:
                     add(not_run(name, lost_in))
                 else:
