@@ -290,3 +290,26 @@ def test_the_benchmark_measures_every_way_and_leaves_nothing(dsn: str) -> None:
     assert ids(dsn) == set()
     ok(dsn, "migrate", "run", "--from", "file", "--input", str(export(Path("one.json"), 1)))
     refused(9, "holds memories", dsn, "bench", "migrate", "--yes")
+
+
+def test_an_erased_user_is_in_no_work_folder_any_more(dsn: str, tmp_path: Path) -> None:
+    users = {memory.user_id for memory in corpus.memories()[:50]}
+    path = export(tmp_path / "export.json", 50)
+    first = ok(dsn, "migrate", "run", "--from", "file", "--input", str(path), "--no-checkpoint")
+    other = export(tmp_path / "other.json", 3, user_id="somebody")
+    second = ok(
+        dsn, "migrate", "run", "--from", "file", "--input", str(other), "--no-checkpoint", "--on-conflict", "new-id"
+    )
+    victim = sorted(users)[0]
+    erase = ("user", "erase", victim, "--reason", "request 7", "--yes")
+    assert ok(dsn, *erase, "--dry-run")["migrations_cleared"] == [first["run"]]
+    assert ok(dsn, *erase)["migrations_cleared"] == [first["run"]]
+    runs = {run["name"]: run["state"] for run in ok(dsn, "migrate", "status")}
+    assert runs == {first["run"]: "cleared", second["run"]: "complete"}
+    left = [path for path in Path("memharbor-migrations", first["run"]).rglob("*") if path.is_file()]
+    assert {path.name for path in left} == {"run.json", "cleared.json"}
+    refused(9, "went with a user", dsn, "migrate", "compare", first["run"])
+    refused(9, "went with a user", dsn, "migrate", "resume", first["run"])
+    # Whoever was erased does not come back by the same source.
+    again = ok(dsn, "migrate", "run", "--from", "file", "--input", str(path), "--no-checkpoint")
+    assert again["reasons"] == {"erased-user": sum(memory.user_id == victim for memory in corpus.memories()[:50])}

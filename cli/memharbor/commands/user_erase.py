@@ -44,8 +44,8 @@ def erase(
     """
     Erase a user for good: no restore brings them back.
 
-    Deletes their memories, entities, relationships, categories, history and memberships, and what checkpoints copied
-    of them. A record beside the backups sees to it that every later restore erases them again. Writes a signed
+    Deletes their memories, entities, relationships, categories, history and memberships, and what checkpoints and
+    migrations copied of them. A record beside the backups sees to it that every later restore erases them again. Writes a signed
     certificate that names the user by a digest. Repeating it does no harm.
 
     \b
@@ -53,34 +53,52 @@ def erase(
       memharbor user erase alice --reason "request 4711"
     """
     from memharbor.errors import UsageError
-    from memharbor.operations import erasure_place
+    from memharbor.operations import erasure_place, migrations_folder
 
     if replay == bool(user_id) or (user_id and not reason):
         raise UsageError("give an ID with `--reason`, or `--replay` alone", hint="memharbor user erase --help")
     with erasure_place(stack, dsn, certificates) as place:
         if user_id and reason:
-            _erase(output, place, user_id, dry_run=dry_run, yes=yes, reason=reason, by=requested_by, rewrite=rewrite)
+            runs = migrations_folder(stack, dsn)
+            _erase(
+                output, place, runs, user_id, dry_run=dry_run, yes=yes, reason=reason, by=requested_by, rewrite=rewrite
+            )
         else:
             _replay(output, place, dry_run=dry_run)
 
 
 def _erase(
-    output: Output, place: Place, user_id: str, *, dry_run: bool, yes: bool, reason: str, by: str | None, rewrite: bool
+    output: Output,
+    place: Place,
+    runs: Path,
+    user_id: str,
+    *,
+    dry_run: bool,
+    yes: bool,
+    reason: str,
+    by: str | None,
+    rewrite: bool,
 ) -> None:
     from memharbor.backup.erase_user import erase as erase_for_good
     from memharbor.backup.erasure import count_rows, new_erasure, user_digest
+    from memharbor.migrate.forgetting import forget_user
 
     counts = count_rows(place.connection, user_id)
     if dry_run:
         new_erasure(user_id, reason=reason, requested_by=by)
         said = ", ".join(f"{count:,} {table}" for table, count in counts.items()) or "no rows"
-        data = {"dry_run": True, "user_sha256": user_digest(user_id), "counts": counts}
+        cleared = forget_user(runs, user_id, dry_run=True)
+        data = {"dry_run": True, "user_sha256": user_digest(user_id), "counts": counts, "migrations_cleared": cleared}
+        said += f", files of {len(cleared)} migrations" if cleared else ""
         output.result(data, f"would erase user {user_digest(user_id)[:12]}: {said}")
         return
     question = f"Erase {sum(counts.values()):,} rows of user `{user_id}` for good, also from every later restore?"
     confirm(question, yes=yes)
     report = erase_for_good(place, user_id, output, reason=reason, requested_by=by, rewrite=rewrite)
-    output.result(report.as_data(), report.text)
+    # Dead letters and staged rows of migrations are copies as well.
+    cleared = forget_user(runs, user_id)
+    text = report.text + (f"\nfiles of {len(cleared)} migrations cleared" if cleared else "")
+    output.result({**report.as_data(), "migrations_cleared": cleared}, text)
     if place.stack is None:
         output.note("a restore by the provider brings the user back; then run `memharbor user erase --replay`")
 

@@ -21,7 +21,7 @@ from memharbor.migrate.pipeline import Pipeline, Report
 from memharbor.migrate.planning import MigrationPlan, Sample, make_plan, reckon_items
 from memharbor.migrate.record import Record, record_from_data
 from memharbor.migrate.reembed import EmbedReport, Filter, embed_rows
-from memharbor.migrate.runs import RunSettings, opened_run, read_model, refuse_other_model
+from memharbor.migrate.runs import RunSettings, opened_run, read_model, refuse_cleared, refuse_other_model
 from memharbor.migrate.workfolder import WorkFolder
 from memharbor.output import Output
 from memharbor.target import Target
@@ -91,6 +91,7 @@ def compare_run(folder: WorkFolder, target: Target, output: Output) -> dict[str,
     Returns:
         What `memharbor.migrate.compare.summarise` gives.
     """
+    refuse_cleared(folder)
     run = folder.read_run()
     with closing(target.connect(autocommit=True)) as connection:
         loader = Loader(connection, target.settings, uuid.UUID(run["run_id"]), run["source"]["name"], "skip")

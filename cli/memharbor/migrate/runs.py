@@ -24,7 +24,7 @@ from memharbor.migrate.opening import EmbeddingSpec, SourceSpec, open_embedder, 
 from memharbor.migrate.pipeline import Pipeline, Plan, Report, Step, refuse_changed_source
 from memharbor.migrate.record import Source, SourceInfo
 from memharbor.migrate.transform import Choice, parse_bound
-from memharbor.migrate.workfolder import STEPS, WorkFolder
+from memharbor.migrate.workfolder import CLEARED, STEPS, WorkFolder
 from memharbor.output import Output
 from memharbor.target import Target
 
@@ -239,6 +239,7 @@ def _begin(folder: WorkFolder, settings: RunSettings, info: SourceInfo, target: 
 
 
 def _refuse_other_run(folder: WorkFolder, run: Mapping[str, Any], info: SourceInfo, target: Target) -> None:
+    refuse_cleared(folder)
     if folder.read_json("rolled-back.json") is not None:
         raise StateRefusedError("this run was rolled back", hint="begin a new one: memharbor migrate run")
     refuse_changed_source(run, info)
@@ -320,18 +321,33 @@ def read_remap(path: Path) -> dict[str, str]:
 
 
 def describe_run(folder: WorkFolder) -> dict[str, Any]:
-    """Say how far a run is: segments by step, refusals, and its state: `complete`, `rolled back` or `to resume`."""
+    """Say how far a run is: segments by step, refusals, and its state: `complete`, `to resume`, `rolled back`, `cleared`."""
     run = folder.read_run()
     counts = {step: len(folder.segments(step)) for step in STEPS}
     is_done = folder.is_read() and len(set(counts.values())) == 1
     is_back = folder.read_json("rolled-back.json") is not None
+    is_cleared = folder.read_json(CLEARED) is not None
     return {
         "name": folder.path.name,
         "source": run["source"]["name"],
         **counts,
         "refused": sum(1 for _ in folder.dead_letters()),
-        "state": "rolled back" if is_back else "complete" if is_done else "to resume",
+        "state": "cleared" if is_cleared else "rolled back" if is_back else "complete" if is_done else "to resume",
     }
+
+
+def refuse_cleared(folder: WorkFolder) -> None:
+    """
+    Refuse to work with a run whose files are gone.
+
+    Raises:
+        StateRefusedError: A user of the run was erased, and its files with them.
+    """
+    if folder.read_json(CLEARED) is not None:
+        raise StateRefusedError(
+            f"the files of run {folder.path.name} went with a user who was erased",
+            hint="begin a new one: memharbor migrate run",
+        )
 
 
 def read_checkpoint(folder: WorkFolder) -> str:

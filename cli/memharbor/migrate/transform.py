@@ -322,6 +322,20 @@ def _check_values(value: Any, path: str, depth: int = 0) -> None:
             _check_values(part, f"{path}[{number}]", depth + 1)
 
 
+def names_user(data: Any, user_id: str) -> bool:
+    """
+    Tell whether the fields of an item or a record are of a user, in any of the shapes.
+
+    >>> names_user({"metadata": {"user_id": "alice"}}, "alice"), names_user({"userId": 7}, "7"), names_user([], "7")
+    (True, True, False)
+    """
+    if not isinstance(data, Mapping):
+        return False
+    given = (data, data.get("metadata"))
+    fields = [each for each in given if isinstance(each, Mapping)]
+    return any(str(each[name]) == user_id for each in fields for name in ("user_id", "userId") if name in each)
+
+
 def parse_bound(text: str) -> datetime:
     """
     Read a moment of `--from-date` or `--to-date`: ISO 8601; a day is its beginning in UTC.

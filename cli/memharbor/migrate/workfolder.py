@@ -28,6 +28,8 @@ from memharbor.migrate.record import Refusal, item_as_data, item_from_data
 
 FORMAT = 1
 STEPS = ("read", "transformed", "embedded", "loaded")
+# There where a user of the run was erased, and the run's files with them.
+CLEARED = "cleared.json"
 _END = "end"
 
 
