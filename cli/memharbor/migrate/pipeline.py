@@ -120,21 +120,24 @@ class Pipeline:
         try:
             if "transform" in wanted and not seen.knows_target:
                 seen.note_target(target_texts())
-            for number, is_last in self._numbers():
-                begun_at = time.monotonic()
-                if "transform" in wanted:
-                    self._transform(number, seen)
-                if "embed" in wanted:
-                    self._embed(number, dry_run=dry_run)
-                if "load" in wanted and loader is not None:
-                    self._load(number, loader, dry_run=dry_run)
-                self._pace(number, begun_at, is_last=is_last)
+            with self._output.step(f"Migrate from {self._plan.info.name}"), self._output.percent() as on_percent:
+                for number, is_last in self._numbers():
+                    begun_at = time.monotonic()
+                    if "transform" in wanted:
+                        self._transform(number, seen)
+                    if "embed" in wanted:
+                        self._embed(number, dry_run=dry_run)
+                    if "load" in wanted and loader is not None:
+                        self._load(number, loader, dry_run=dry_run)
+                    self._pace(number, begun_at, is_last=is_last)
+                    self._tell(number, on_percent)
         finally:
             seen.close()
         if "load" in wanted and loader is not None and not dry_run:
             loader.finish()
         if "verify" in wanted and loader is not None and not dry_run:
-            self._verify(loader)
+            with self._output.step("Compare what was loaded with the database"):
+                self._verify(loader)
 
     def report(self) -> Report:
         """Add up what the work folder says."""
@@ -274,6 +277,12 @@ class Pipeline:
                 f"{different:,} records are not in the database as they were loaded, the first one {first}",
                 hint=f"memharbor migrate compare {self._folder.path.name}",
             )
+
+    def _tell(self, number: int, on_percent: Callable[[float], None]) -> None:
+        """Say how far the run is, where the source knows how many items it has."""
+        total = sum(self._plan.info.counts.values())
+        if total:
+            on_percent(min(100.0, 100 * number * self._plan.batch_size / total))
 
     def _pace(self, number: int, begun_at: float, *, is_last: bool) -> None:
         self._output.detail(f"segment {number}: {time.monotonic() - begun_at:.1f} s")
