@@ -181,7 +181,7 @@ class Pipeline:
         self._folder.write_segment("read", number, lines, end)
 
     def _transform(self, number: int, seen: Seen) -> None:
-        if number in self._folder.segments("transformed"):
+        if self._folder.has("transformed", number):
             return
         counts: Counter[str] = Counter()
         reasons: Counter[str] = Counter()
@@ -217,7 +217,7 @@ class Pipeline:
         return made if verdict == "new" else _LEFT_OUT[verdict]
 
     def _embed(self, number: int, *, dry_run: bool) -> None:
-        if number in self._folder.segments("embedded"):
+        if self._folder.has("embedded", number):
             return
         records = [
             record_from_data(line) for line in self._folder.read_segment("transformed", number) if "kind" in line
@@ -244,7 +244,7 @@ class Pipeline:
         return [record_from_data(line) for line in self._folder.read_segment("embedded", number) if "kind" in line]
 
     def _load(self, number: int, loader: Loader, *, dry_run: bool) -> None:
-        if number in self._folder.segments("loaded"):
+        if self._folder.has("loaded", number):
             return
         records = self.records(number)
         loaded = loader.load(number, records, dry_run=dry_run)

@@ -84,6 +84,10 @@ class WorkFolder:
         names = (path.name.partition(".")[0] for path in (self.path / step).glob("[0-9]*.json*"))
         return sorted({int(name) for name in names if name.isdigit()})
 
+    def has(self, step: str, number: int) -> bool:
+        """Whether a step has completed a segment."""
+        return self._segment(step, number).is_file() or (self.path / step / f"{number:06}.json").is_file()
+
     def is_read(self) -> bool:
         """Whether the source was read to its end."""
         return (self.path / "read" / "complete.json").is_file()
@@ -152,7 +156,7 @@ class WorkFolder:
         """Read every refusal of the run, step by step in the order of the source."""
         for number in self.segments("read"):
             for step in STEPS[:-1]:
-                if number in self.segments(step):
+                if self.has(step, number):
                     yield from (
                         {"step": step, "segment": number, **line}
                         for line in self.read_segment(step, number)
