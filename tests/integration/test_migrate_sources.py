@@ -279,6 +279,31 @@ def test_a_dry_run_foretells_a_run_and_a_second_run_changes_nothing(
         assert "about" in plan.stdout
 
 
+def test_mem0_s_tables_are_adopted_in_the_same_database(dsn: str) -> None:
+    """Renamed, as the roll-out asks for where they have the names that it needs."""
+    with closing(psycopg.connect(dsn, autocommit=True)) as connection:
+        for table in ("mem0_old", "mem0_old_entities"):
+            connection.execute(
+                f"create table {table} (id uuid primary key, vector vector({DIMS}), payload jsonb)".encode()
+            )
+        for n in range(12):
+            data = json.dumps(payload(n))
+            connection.execute("insert into mem0_old values (%s, %s, %s)", (identity(n), spell(vector(n)), data))
+        entity = json.dumps({"data": "Berlin", "user_id": "alice", "linked_memory_ids": [identity(0)]})
+        connection.execute(
+            "insert into mem0_old_entities values (%s, %s, %s)", (identity(50), spell(vector(50)), entity)
+        )
+        run = ("migrate", "run", "--from", "mem0-pgvector", "--collection", "mem0_old", "--no-checkpoint")
+        done = ok(dsn, *run, MEMHARBOR_SOURCE_DSN=dsn)
+        assert counts(done) == {"read": 13, "inserted": 13}
+        same = connection.execute(
+            "select count(*) from mem0_old o join public.mem0 n using (id) where vector_send(o.vector) = vector_send(n.vector)"
+            " and n.payload @> o.payload"
+        ).fetchone()
+        assert same == (12,)
+        assert connection.execute("select count(*) from public.mem0_entities").fetchone() == (1,)
+
+
 def test_states_of_openmemory_stay(dsn: str, server: Server, tmp_path: Path) -> None:
     with ExitStack() as stack:
         arguments, environ = of_openmemory(tmp_path, stack, server)
