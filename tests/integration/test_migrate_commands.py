@@ -25,6 +25,7 @@ from memharbor.commands.migrate_options import KINDS
 from memharbor.migrate import opening
 from memharbor.migrate.record import NAMESPACE, pack_vector
 from tests import corpus
+from tests.embedding_server import Fault, StrictEmbeddingServer
 from tests.memory_database import Server
 from tests.schema_databases import DIMS, admin_connection, scratch_database
 from tests.user_rows import state
@@ -313,3 +314,21 @@ def test_an_erased_user_is_in_no_work_folder_any_more(dsn: str, tmp_path: Path) 
     # Whoever was erased does not come back by the same source.
     again = ok(dsn, "migrate", "run", "--from", "file", "--input", str(path), "--no-checkpoint")
     assert again["reasons"] == {"erased-user": sum(memory.user_id == victim for memory in corpus.memories()[:50])}
+
+
+def test_an_endpoint_is_paid_once_also_after_a_run_that_failed(dsn: str, tmp_path: Path, server: Server) -> None:
+    path = export(tmp_path / "export.json", 60)
+    key = "sk-loopback-for-tests"  # pragma: allowlist secret
+    with StrictEmbeddingServer(DIMS, inputs_max=16) as endpoint:
+        endpoint.faults += [Fault(429, {"Retry-After": "0"}), Fault(503), Fault(0)]
+        model = ("--model", "text-embedding-3-small", "--dims", str(DIMS), "--embedding-url", endpoint.base_url)
+        run = ("migrate", "run", "--from", "file", "--input", str(path), *model, "--batch-size", "20")
+        assert ok(dsn, *run, OPENAI_API_KEY=key)["inserted"] == 60
+        assert set(endpoint.texts.values()) == {1}
+        assert len(endpoint.texts) == len({memory.memory for memory in corpus.memories()[:60]})
+        with scratch_database(server) as name:
+            other = server.admin_dsn(name)
+            assert ok(other, *run, "--no-checkpoint", OPENAI_API_KEY=key)["inserted"] == 60
+        assert set(endpoint.texts.values()) == {1}, "another database is embedded from the cache"
+        assert not [found for found in Path().rglob("*") if found.is_file() and key.encode() in found.read_bytes()]
+    refused(9, "cannot be compared", dsn, *run[:6], "--model", "memharbor-hash")
