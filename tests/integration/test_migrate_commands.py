@@ -7,12 +7,13 @@ import os
 import random
 import re
 import signal
+import sqlite3
+import struct
 import subprocess
 import sys
-import time
 import uuid
 from collections.abc import Iterator
-from contextlib import closing
+from contextlib import ExitStack, closing
 from pathlib import Path
 from typing import Any
 
@@ -27,7 +28,8 @@ from memharbor.migrate.record import NAMESPACE, pack_vector
 from tests import corpus
 from tests.embedding_server import Fault, StrictEmbeddingServer
 from tests.memory_database import Server
-from tests.schema_databases import DIMS, admin_connection, scratch_database
+from tests.platform_server import KEY, PlatformServer, memory_of
+from tests.schema_databases import DIMS, scratch_database
 from tests.user_rows import state
 
 SEED = int(os.environ.get("MEMHARBOR_TEST_SEED", "20261121"))
@@ -86,9 +88,9 @@ def ids(dsn: str) -> set[str]:
 
 
 def rows_of(dsn: str) -> Any:
-    """Every row but the audit trail, whose times are those of the run."""
+    """Every row but the audit trail and the model on record, whose times are those of the run."""
     with closing(psycopg.connect(dsn, autocommit=True)) as connection:
-        return {key: value for key, value in state(connection).items() if key[1] != "memory_history"}
+        return {key: value for key, value in state(connection).items() if key[1] not in ("memory_history", "configs")}
 
 
 def test_the_kinds_of_the_command_are_those_that_can_be_opened() -> None:
@@ -213,48 +215,46 @@ KILLS = 50
 SAMPLE = random.Random(SEED).sample(range(KILLS), 4)
 
 
-def exported_lines(path: Path, count: int) -> Path:
+def lines_with_embeddings(folder: Path, stack: ExitStack) -> tuple[list[str], dict[str, str]]:
     """Lines of our own, with embeddings, some of them bad."""
+    path = folder / "lines.jsonl"
     with path.open("w") as file:
-        for number, memory in enumerate(corpus.memories()[:count]):
+        for number, memory in enumerate(corpus.memories()[:3000]):
             data = {"id": str(memory.id), **memory.payload, "embedding": pack_vector([number + 1.0] * DIMS)}
             file.write(json.dumps({} if number % 97 == 5 else data) + "\n")
-    return path
+    return ["--from", "file", "--input", str(path)], {}
 
 
-@pytest.fixture
-def undisturbed(server: Server, dsn: str, tmp_path: Path) -> tuple[Path, Any]:
-    """A source, and what a run that nobody disturbs makes of it."""
-    path = exported_lines(tmp_path / "lines.jsonl", 3000)
-    with scratch_database(server) as name:
-        other = server.admin_dsn(name)
-        (tmp_path / "other").mkdir()
-        with pytest.MonkeyPatch.context() as patch:
-            patch.chdir(tmp_path / "other")
-            ok(
-                other,
-                "migrate",
-                "run",
-                "--from",
-                "file",
-                "--input",
-                str(path),
-                "--no-checkpoint",
-                "--batch-size",
-                "100",
+def points_in_sqlite(folder: Path, stack: ExitStack) -> tuple[list[str], dict[str, str]]:
+    """The TypeScript SDK's store, with ids that are no UUIDs."""
+    path = folder / "vector_store.db"
+    with closing(sqlite3.connect(path)) as connection, connection:
+        connection.execute("create table vectors (id text primary key, vector blob not null, payload text not null)")
+        for number, memory in enumerate(corpus.memories()[:2500]):
+            packed = struct.pack(f"<{DIMS}f", *[number + 1.0] * DIMS)
+            connection.execute(
+                "insert into vectors values (?, ?, ?)", (f"p{number}", packed, json.dumps(memory.payload))
             )
-        with closing(admin_connection(server, name)) as connection:
-            return path, {key: value for key, value in state(connection).items() if key[1] != "memory_history"}
+    return ["--from", "sqlite", "--input", str(path)], {}
 
 
-def killed_run(dsn: str, path: Path, draw: random.Random) -> int:
-    """Run, kill with SIGKILL at random moments, resume until it ends by itself; returns the number of kills."""
-    arguments = ["run", "--from", "file", "--input", str(path), "--no-checkpoint", "--batch-size", "100"]
+def platform_to_embed(folder: Path, stack: ExitStack) -> tuple[list[str], dict[str, str]]:
+    """The Platform, without embeddings: they are made."""
+    memories = [memory_of(each.memory, n, user_id=each.user_id) for n, each in enumerate(corpus.memories()[:1500])]
+    platform = stack.enter_context(PlatformServer(memories))
+    return ["--from", "platform", "--url", platform.base_url, *EMBED], {"MEM0_API_KEY": KEY, "NO_PROXY": "127.0.0.1"}
+
+
+KILLED_SOURCES = (lines_with_embeddings, points_in_sqlite, platform_to_embed)
+
+
+def killed_run(dsn: str, arguments: list[str], environ: dict[str, str], draw: random.Random) -> None:
+    """Run, kill with SIGKILL at random moments, resume until it ends by itself."""
     kills = 0
     while True:
         process = subprocess.Popen(
             [sys.executable, "-m", "memharbor", "migrate", *arguments],
-            env={**os.environ, "MEMHARBOR_DSN": dsn},
+            env={**os.environ, "MEMHARBOR_DSN": dsn, **environ},
             stdout=subprocess.DEVNULL,
             stderr=subprocess.PIPE,
         )
@@ -265,22 +265,28 @@ def killed_run(dsn: str, path: Path, draw: random.Random) -> int:
         _, said = process.communicate()
         if process.returncode != -signal.SIGKILL:
             assert process.returncode == 0, said.decode()
-            return kills
+            return
         kills += 1
         if list(Path("memharbor-migrations").glob("*/run.json")):
             arguments = ["resume"]
-        time.sleep(0.05)
 
 
 @pytest.mark.parametrize(
     "number", [pytest.param(n, marks=() if n in SAMPLE else pytest.mark.soak) for n in range(KILLS)]
 )
 def test_killed_at_any_moment_nothing_is_lost_and_nothing_doubled(
-    dsn: str, undisturbed: tuple[Path, Any], number: int
+    dsn: str, server: Server, tmp_path: Path, number: int
 ) -> None:
-    path, expected = undisturbed
-    killed_run(dsn, path, random.Random(f"{SEED}:{number}"))
-    assert rows_of(dsn) == expected
+    with ExitStack() as stack:
+        source, environ = KILLED_SOURCES[number % len(KILLED_SOURCES)](tmp_path, stack)
+        run = ["run", *source, "--no-checkpoint", "--batch-size", "100"]
+        other = server.admin_dsn(stack.enter_context(scratch_database(server)))
+        with pytest.MonkeyPatch.context() as patch:
+            (tmp_path / "undisturbed").mkdir()
+            patch.chdir(tmp_path / "undisturbed")
+            ok(other, "migrate", *run, **environ)
+        killed_run(dsn, run, environ, random.Random(f"{SEED}:{number}"))
+        assert rows_of(dsn) == rows_of(other) != {}
 
 
 def test_the_benchmark_measures_every_way_and_leaves_nothing(dsn: str) -> None:
