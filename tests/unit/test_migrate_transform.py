@@ -275,3 +275,11 @@ def test_a_relationship_that_cannot_be(changes: dict[str, Any], expected: str) -
     found = transform(RawItem("relationship", "1", edge, "1"), "test", Choice())
     assert isinstance(found, Refusal)
     assert found.reason == expected
+
+
+def test_what_a_newer_memory_has_replaced_is_archived_and_says_by_which() -> None:
+    at = "2025-01-15T10:00:00Z"
+    found = made({"memory": "x", "user_id": "a", "replaced_by": "newer", "updated_at": at})
+    assert (found.state, found.data["replaced_by"]) == ("archived", "newer")
+    assert found.lifecycle == {"archived_at": datetime(2025, 1, 15, 10, tzinfo=UTC)}
+    assert made({"memory": "x", "user_id": "a", "replaced_by": None}).state == "active"

@@ -50,7 +50,7 @@ _CAMEL = {
 _TEXTS = ("memory", "content", "text")
 _ALIASES = {**_CAMEL, "session_id": "run_id"}
 # … and what is of the answer or the row, not of the memory.
-_DROPPED = {"id", "score", "embedding", "vector", "state", "owner", "organization", "replaced_by", "synthesized"}
+_DROPPED = {"id", "score", "embedding", "vector", "state", "owner", "organization", "synthesized"}
 _IMPOSSIBLE = re.compile("[\x00\ud800-\udfff]")
 
 
@@ -107,7 +107,12 @@ def transform(item: RawItem, source: str, choice: Choice) -> Record | Refusal | 
             data = _remapped(data, choice.remap_users)
         embedding = _vector(item.vector, choice) if item.vector is not None and choice.carry_vectors else None
         lifecycle = {name: _instant(name, value) for name, value in item.lifecycle.items() if value is not None}
-        return Record(item.kind, record_id(item, source), item.source_id, data, embedding, item.state, lifecycle)
+        # The Platform keeps what a newer memory has replaced, and does not find it any more.
+        is_replaced = item.state == "active" and bool(item.data.get("replaced_by")) and item.kind == "memory"
+        state = "archived" if is_replaced else item.state
+        if is_replaced and data.get("updated_at"):
+            lifecycle.setdefault("archived_at", _instant("updated_at", data["updated_at"]))
+        return Record(item.kind, record_id(item, source), item.source_id, data, embedding, state, lifecycle)
     except _BadItemError as bad:
         return Refusal(bad.reason, bad.detail, item)
 
