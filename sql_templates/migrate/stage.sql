@@ -1,6 +1,6 @@
 -- component: tables
--- purpose: temporary tables for one segment of a migration, that the service role reads when it merges them
--- variables: embedding_dims, role, vector_schema
+-- purpose: temporary tables for one segment of a migration, that the service role, or the owner of the audit trail, reads when it merges them
+-- variables: embedding_dims, owner, role, vector_schema
 -- runs as: administrator
 -- safe to repeat: temporary, gone at the end of the transaction
 create temporary table staged_memories (
@@ -46,4 +46,4 @@ create temporary table staged_history (
   verdict text
 ) on commit drop;
 grant select, insert, update, delete on staged_memories, staged_entities, staged_relationships, staged_history
-to {{ role | ident }};
+to {{ role | ident }}, {{ owner | ident }};

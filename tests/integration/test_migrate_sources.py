@@ -16,6 +16,7 @@ from typing import Any
 import psycopg
 import pytest
 from mem0.memory.storage import SQLiteManager
+from psycopg.conninfo import make_conninfo
 
 from memharbor.migrate.record import pack_vector
 from tests.integration.test_migrate_commands import memharbor, ok, rows_of
@@ -396,3 +397,41 @@ def test_a_source_is_read_into_a_file_and_goes_on_where_it_was_stopped(
         assert ok(dsn, *read, "--replace", **environ)["items"] == manifest["items"]
         assert Path("lines.jsonl").read_bytes() == expected
     assert whole.count(b"\n") == 13
+
+
+@pytest.fixture
+def administrator(dsn: str) -> Iterator[str]:
+    """The DSN of an administrator who is no superuser, as managed services have it."""
+    with closing(psycopg.connect(dsn, autocommit=True)) as admin:
+        admin.execute("create role migrate_test_admin login password 'managed'")  # pragma: allowlist secret
+        admin.execute("grant memharbor_owner, memharbor_service to migrate_test_admin with inherit true, set true")
+        database = admin.info.dbname
+        admin.execute(f'grant temporary on database "{database}" to migrate_test_admin'.encode())
+        try:
+            yield make_conninfo(dsn, user="migrate_test_admin", password="managed")  # pragma: allowlist secret
+        finally:
+            admin.execute("drop owned by migrate_test_admin cascade")
+            admin.execute("drop role migrate_test_admin")
+
+
+@pytest.mark.parametrize("name", ["lines", "canonical", "history"])
+def test_an_administrator_who_is_no_superuser_migrates_too(
+    name: str, administrator: str, dsn: str, server: Server, tmp_path: Path
+) -> None:
+    """Row level security binds the administrator, and would hide everything in silence."""
+    make, expected = SOURCES[name]
+    with ExitStack() as stack:
+        arguments, environ = make(tmp_path, stack, server)
+        run = ["migrate", "run", *arguments, "--batch-size", "5", "--no-checkpoint", "--model", "memharbor-hash"]
+        assert counts(ok(administrator, *run, **environ)) == expected
+        rows = rows_of(dsn)
+        assert sum(each.rows for key, each in rows.items() if key[1] == "memories") in (0, 12)
+        again = ok(administrator, *run, **environ)
+        assert (again["inserted"], again["updated"], again["skipped"]) == (0, 0, 0)
+        assert rows_of(dsn) == rows
+        assert ok(administrator, "migrate", "compare", **environ)["different"] == 0
+        texts = ok(administrator, "migrate", "export", "--output-file", "out.jsonl")["memories"]
+        assert texts == ok(dsn, "migrate", "export", "--output-file", "out2.jsonl")["memories"]
+        assert (
+            ok(administrator, "migrate", "embed", "--filter", "all", "--model", "memharbor-hash")["embedded"] == texts
+        )

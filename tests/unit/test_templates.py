@@ -149,6 +149,7 @@ def hostile_script(settings: Settings) -> str:
         "vector_schema": HOSTILE_NAME,
         "index_name": HOSTILE_NAME,
         "user_id": HOSTILE_VALUE,
+        "owner": HOSTILE_NAME,
         "role": HOSTILE_NAME,
         "verifier": HOSTILE_VALUE,
         "from_template0": True,

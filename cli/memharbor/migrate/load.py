@@ -204,6 +204,7 @@ class Loader:
             self._connection.execute("set local search_path = pg_catalog, pg_temp")
             variables = {
                 "embedding_dims": self._settings.embedding_dims,
+                "owner": ROLES["owner"],
                 "role": ROLES["service"],
                 "vector_schema": VECTOR_SCHEMA,
             }

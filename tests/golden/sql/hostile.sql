@@ -21,8 +21,8 @@ grant select on foretold_memories to "we""ird'; drop table x; --\ {{ 7 * 7 }} {%
 
 -- migrate/stage.sql
 -- component: tables
--- purpose: temporary tables for one segment of a migration, that the service role reads when it merges them
--- variables: embedding_dims, role, vector_schema
+-- purpose: temporary tables for one segment of a migration, that the service role, or the owner of the audit trail, reads when it merges them
+-- variables: embedding_dims, owner, role, vector_schema
 -- runs as: administrator
 -- safe to repeat: temporary, gone at the end of the transaction
 create temporary table staged_memories (
@@ -68,7 +68,7 @@ create temporary table staged_history (
   verdict text
 ) on commit drop;
 grant select, insert, update, delete on staged_memories, staged_entities, staged_relationships, staged_history
-to "we""ird'; drop table x; --\ {{ 7 * 7 }} {% raw %} Ü🐘";
+to "we""ird'; drop table x; --\ {{ 7 * 7 }} {% raw %} Ü🐘", "we""ird'; drop table x; --\ {{ 7 * 7 }} {% raw %} Ü🐘";
 
 -- repeatable/10_database.sql
 -- component: settings
