@@ -404,7 +404,7 @@ def administrator(dsn: str) -> Iterator[str]:
     """The DSN of an administrator who is no superuser, as managed services have it."""
     with closing(psycopg.connect(dsn, autocommit=True)) as admin:
         admin.execute("create role migrate_test_admin login password 'managed'")  # pragma: allowlist secret
-        admin.execute("grant memharbor_owner, memharbor_service to migrate_test_admin with inherit true, set true")
+        admin.execute("grant memharbor_owner, memharbor_service to migrate_test_admin with inherit false, set true")
         database = admin.info.dbname
         admin.execute(f'grant temporary on database "{database}" to migrate_test_admin'.encode())
         try:

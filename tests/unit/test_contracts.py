@@ -38,6 +38,7 @@ ALLOWED = {
     "templates": FOUNDATIONS,
     "embedder": FOUNDATIONS,
     "mem0": FOUNDATIONS,
+    "mem0_config": FOUNDATIONS,
     "stack": TOOLS,
     "server_files": TOOLS | {"stack"},
     "schema": TOOLS,

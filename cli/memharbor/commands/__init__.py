@@ -25,6 +25,7 @@ COMMANDS = {
     "backup": ("memharbor.commands.backup", "Create and list backups."),
     "bench": ("memharbor.commands.bench", "Measure two ways of the same work side by side."),
     "checkpoint": ("memharbor.commands.checkpoint", "Name a state of the memories, to roll back to."),
+    "config": ("memharbor.commands.config", "Convert Mem0's configurations, and print one for a stack."),
     "doctor": ("memharbor.commands.doctor", "Find what is wrong, before anything exists as well as after."),
     "drill": ("memharbor.commands.drill", "Prove a backup by restoring it."),
     "migrate": ("memharbor.commands.migrate", "Bring memories in from elsewhere, and take them out again."),

@@ -140,7 +140,10 @@ class Loader:
                 yield from self._connection.execute(query.encode()).fetchall()
 
     def _known(self, number: int) -> Loaded | None:
-        with translated_errors("reading the ledger of migrations"):
+        with (
+            translated_errors("reading the ledger of migrations"),
+            transaction(self._connection, role=ROLES["service"]),
+        ):
             row = self._connection.execute(
                 "select position, detail from memharbor.migration_ledger where run_id = %s and step = 'load'",
                 (self._run_id,),
@@ -166,7 +169,8 @@ class Loader:
         with translated_errors("loading"), self._transaction(rollback=dry_run):
             self._write_part(rows, loaded)
             if not dry_run:
-                self._note(number, loaded)
+                with self._as_service():
+                    self._note(number, loaded)
         if dry_run:
             self._foretell(rows, loaded)
 
@@ -242,6 +246,7 @@ class Loader:
                 # The audit trail takes rows from nobody but its owner.
                 with all_rows(self._connection, ["memory_history"]):
                     self._run(INSERT[kind])
+                self._connection.execute("select pg_catalog.set_config('role', 'none', true)")
         tables = ", ".join(f"pg_temp.{name}" for name in STAGED.values())
         for name in tables.split(", "):
             self._run(f"delete from {name}")
@@ -334,7 +339,10 @@ class Loader:
 
     def finish(self) -> None:
         """Note in the ledger that the run is complete."""
-        with translated_errors("writing the ledger of migrations"):
+        with (
+            translated_errors("writing the ledger of migrations"),
+            transaction(self._connection, role=ROLES["service"]),
+        ):
             self._connection.execute(
                 "update memharbor.migration_ledger set state = 'done', finished_at = now()"
                 " where run_id = %s and step = 'load' and state <> 'done'",

@@ -101,7 +101,10 @@ def _where(table: str, only: Filter, user_id: str | None) -> tuple[str, list[str
 
 def _count(connection: Connection, table: str, only: Filter, user_id: str | None) -> int:
     where, parameters = _where(table, only, user_id)
-    row = connection.execute(f"select count(*) from memharbor.{table} where {where}".encode(), parameters).fetchone()
+    query = f"select count(*) from memharbor.{table} where {where}".encode()
+    # Row level security hides everything from an administrator who is no superuser.
+    with transaction(connection, role=ROLES["service"]):
+        row = connection.execute(query, parameters).fetchone()
     return int(row[0]) if row else 0
 
 
@@ -113,7 +116,8 @@ def _texts(
     after = uuid.UUID(int=0)
     while True:
         query = f"select id, {_TABLES[table][1]} from memharbor.{table} where {where} and id > %s order by id limit {_BATCH}"
-        part = connection.execute(query.encode(), [*parameters, after]).fetchall()
+        with transaction(connection, role=ROLES["service"]):
+            part = connection.execute(query.encode(), [*parameters, after]).fetchall()
         if not part:
             return
         yield part

@@ -16,7 +16,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, Literal
 
-from memharbor.database import Connection
+from memharbor.database import Connection, transaction, translated_errors
 from memharbor.errors import ConfigError, SourceDataError, StateRefusedError, UsageError
 from memharbor.migrate.embedding.model import Embedder, check_fit
 from memharbor.migrate.load import Loader, OnConflict
@@ -25,6 +25,7 @@ from memharbor.migrate.pipeline import Pipeline, Plan, Report, Step, refuse_chan
 from memharbor.migrate.record import Source, SourceInfo
 from memharbor.migrate.transform import Choice, parse_bound
 from memharbor.migrate.workfolder import CLEARED, STEPS, WorkFolder
+from memharbor.names import ROLES
 from memharbor.output import Output
 from memharbor.target import Target
 
@@ -251,7 +252,7 @@ def _refuse_other_run(folder: WorkFolder, run: Mapping[str, Any], info: SourceIn
 
 def read_texts(connection: Connection) -> Iterator[Any]:
     """Read id, owner and hash of every memory that is not deleted, streamed."""
-    with connection.transaction(), connection.cursor(name="memharbor_texts") as cursor:
+    with _as_service(connection), connection.cursor(name="memharbor_texts") as cursor:
         cursor.itersize = 10_000
         cursor.execute(
             "select id, user_id, agent_id, run_id, hash from memharbor.memories where state <> 'deleted' and hash is not null"
@@ -261,13 +262,16 @@ def read_texts(connection: Connection) -> Iterator[Any]:
 
 def read_erased(connection: Connection) -> frozenset[str]:
     """Read the SHA-256 of the users that were erased."""
-    rows = connection.execute("select user_id_sha256 from memharbor.erase_ledger").fetchall()
+    with _as_service(connection):
+        rows = connection.execute("select user_id_sha256 from memharbor.erase_ledger").fetchall()
     return frozenset(row[0] for row in rows)
 
 
 def read_model(connection: Connection) -> str | None:
     """Read which model made the embeddings; `None` where nobody knows."""
-    row = connection.execute("select value ->> 'model' from memharbor.configs where key = %s", (MODEL_KEY,)).fetchone()
+    query = "select value ->> 'model' from memharbor.configs where key = %s"
+    with _as_service(connection):
+        row = connection.execute(query, (MODEL_KEY,)).fetchone()
     return None if row is None else str(row[0])
 
 
@@ -290,11 +294,19 @@ def refuse_other_model(connection: Connection, target: Target, spec: EmbeddingSp
 
 def note_model(connection: Connection, embedder: Embedder) -> None:
     """Note which model made the embeddings, where nobody did."""
-    connection.execute(
-        "insert into memharbor.configs (key, value)"
-        " values (%s, jsonb_build_object('model', %s::text, 'dims', %s::integer)) on conflict (key) do nothing",
-        (MODEL_KEY, embedder.model, embedder.dims),
-    )
+    with _as_service(connection):
+        connection.execute(
+            "insert into memharbor.configs (key, value)"
+            " values (%s, jsonb_build_object('model', %s::text, 'dims', %s::integer)) on conflict (key) do nothing",
+            (MODEL_KEY, embedder.model, embedder.dims),
+        )
+
+
+@contextmanager
+def _as_service(connection: Connection) -> Iterator[None]:
+    """Act as the service role: an administrator who is no superuser sees no row of tables under row level security."""
+    with translated_errors("asking the database"), transaction(connection, role=ROLES["service"]):
+        yield
 
 
 def read_remap(path: Path) -> dict[str, str]:
@@ -366,7 +378,7 @@ def read_checkpoint(folder: WorkFolder) -> str:
 def forget_load(folder: WorkFolder, target: Target) -> None:
     """Note that what a run loaded was rolled back, so that it cannot go on as if it were there."""
     run = folder.read_run()
-    with closing(target.connect(autocommit=True)) as connection:
+    with closing(target.connect(autocommit=True)) as connection, _as_service(connection):
         connection.execute("delete from memharbor.migration_ledger where run_id = %s", (uuid.UUID(run["run_id"]),))
     folder.write_json("rolled-back.json", {"at": datetime.now(UTC).isoformat()})
 
