@@ -23,6 +23,8 @@ from tests.integration.test_migrate_commands import memharbor, ok, rows_of
 from tests.memory_database import Server
 from tests.platform_server import KEY, PlatformServer, memory_of
 from tests.schema_databases import DIMS, admin_connection, scratch_database
+from tests.zep_server import KEY as ZEP_KEY
+from tests.zep_server import ZepServer
 
 USERS = ("alice", "bob")
 
@@ -435,3 +437,17 @@ def test_an_administrator_who_is_no_superuser_migrates_too(
         assert (
             ok(administrator, "migrate", "embed", "--filter", "all", "--model", "memharbor-hash")["embedded"] == texts
         )
+
+
+def test_to_zep_and_only_once(dsn: str, server: Server, tmp_path: Path) -> None:
+    with ExitStack() as stack:
+        arguments, environ = of_lines(tmp_path, stack, server)
+        ok(dsn, "migrate", "run", *arguments, "--no-checkpoint", **environ)
+    with ZepServer() as zep:
+        export = ("migrate", "export", "--to", "zep", "--url", zep.base_url, "--validate")
+        done = ok(dsn, *export, ZEP_API_KEY=ZEP_KEY)
+        assert (done["inserted"], done["validation"]["is_complete"]) == (12, True)
+        again = ok(dsn, *export, ZEP_API_KEY=ZEP_KEY)
+        assert (again["inserted"], again["same"], again["validation"]["is_complete"]) == (0, 12, True)
+    refused = memharbor(dsn, *export, ZEP_API_KEY="")
+    assert getattr(refused.exception, "exit_code", 0) == 3

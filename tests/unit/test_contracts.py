@@ -137,7 +137,14 @@ DDL = re.compile(rf"(?:^|;) ?(?:{'|'.join(_SHAPES)})", re.IGNORECASE)
 # They keep a SQLite file of their own on this machine; its tables are nobody else's.
 SQLITE = {
     f"cli/memharbor/migrate/{name}.py"
-    for name in ("seen", "embedding/cache", "sources/qdrant_points", "targets/platform")
+    for name in (
+        "seen",
+        "embedding/cache",
+        "sources/qdrant_points",
+        "targets/platform",
+        "targets/zep_state",
+        "targets/zep_validation",
+    )
 }
 # What Ansible reads as documentation: YAML in which tasks are named in words.
 ANSIBLE_DOCUMENTS = {"DOCUMENTATION", "EXAMPLES", "RETURN"}

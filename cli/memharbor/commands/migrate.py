@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from memharbor.commands import common_options, confirm, dry_run_option, dsn_option, stack_option, yes_option
+from memharbor.commands.migrate_export import export
 from memharbor.commands.migrate_options import (
     choice_options,
     embedding_options,
@@ -314,51 +315,6 @@ def embed(
     output.result({"dry_run": dry_run, **report.as_data()}, f"{words} {text}; refused {len(report.refused):,}")
 
 
-@migrate.command()
-@click.option("--to", "where", type=click.Choice(["file", "platform"]), default="file", show_default=True)
-@click.option("--output-file", "path", type=click.Path(dir_okay=False), help="file: where; gzip where it ends in .gz.")
-@click.option(
-    "--shape", type=click.Choice(["jsonl", "platform"]), default="jsonl", show_default=True, help="Of the file."
-)
-@click.option("--users", metavar="ID,…", help="Only these users.")
-@click.option("--url", metavar="URL", help="platform: where it is not the usual one.")
-@click.option("--replace", is_flag=True, help="Replace a file that is there.")
-@dry_run_option
-@dsn_option
-@stack_option
-@common_options
-def export(
-    output: Output, where: str, users: str | None, dry_run: bool, dsn: str | None, stack: str, **options: Any
-) -> None:
-    """
-    Take memories out: to a file with everything in it, or to the Mem0 Platform.
-
-    What is on the Platform already is not written again.
-
-    \b
-    Examples:
-      memharbor migrate export --output-file memories.jsonl.gz
-      memharbor migrate export --to platform --users alice --dry-run
-    """
-    from memharbor.migrate.taking_out import count, to_file, to_platform
-    from memharbor.target import find_target
-
-    target = find_target(stack, dsn)
-    names = tuple(filter(None, (user.strip() for user in (users or "").split(","))))
-    if dry_run:
-        found = count(target, names)
-        output.result({"dry_run": True, "memories": found}, f"would take out {found:,} memories")
-        return
-    if where == "file":
-        manifest = to_file(target, names, options["path"], options["shape"], output, replace=options["replace"])
-        output.result(
-            manifest, f"{manifest['memories']:,} memories of {manifest['users']:,} users in {options['path']}"
-        )
-        return
-    report = to_platform(target, names, options["url"], output)
-    output.result(report, ", ".join(f"{number:,} {word}" for word, number in report["counts"].items()))
-
-
 def _new_folder(stack: str, dsn: str | None, settings: RunSettings) -> WorkFolder:
     from datetime import UTC, datetime
 
@@ -407,3 +363,6 @@ def _carry_out(
 def _counts_text(report: Report) -> str:
     words = ("read", "inserted", "updated", "same", "skipped", "not_chosen", "refused")
     return ", ".join(f"{report.counts[word]:,} {word.replace('_', ' ')}" for word in words)
+
+
+migrate.add_command(export)

@@ -1,5 +1,5 @@
 """
-Take memories out of a database: to a file, or to the Mem0 Platform.
+Take memories out of a database: to a file, to the Mem0 Platform, or to Zep Cloud.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from memharbor.migrate.key import find_key
 from memharbor.migrate.opening import PLATFORM_KEY_VARIABLE, PLATFORM_URL
 from memharbor.migrate.reading import count_memories, read_memories
 from memharbor.migrate.targets.files import Shape, write_file
-from memharbor.migrate.targets.platform import PlatformTarget
+from memharbor.migrate.targets.platform import Outcome, PlatformTarget
 from memharbor.output import Output
 from memharbor.target import Target
 
@@ -84,3 +84,65 @@ def to_platform(target: Target, users: Sequence[str], url: str | None, output: O
             if outcome.word in ("changed", "refused") and len(named) < _NAMED_MAX:
                 named.append({"id": outcome.record_id, "what": outcome.word, "detail": outcome.detail})
     return {"counts": dict(counts), "named": named}
+
+
+def to_zep(
+    target: Target,
+    users: Sequence[str],
+    state_folder: Path,
+    output: Output,
+    *,
+    url: str | None,
+    mapping: str | None,
+    threads: bool,
+    check: bool,
+) -> tuple[dict[str, Any], str]:
+    """
+    Take memories out to Zep Cloud; what is there already is not written again.
+
+    Args:
+        target: The database.
+        users: Only theirs; empty for everybody's.
+        state_folder: Where it is noted what is there.
+        output: Where progress is said.
+        url: Of the service, where it is not the usual one.
+        mapping: A file of roles, memory types and metadata; the default without it.
+        threads: Whether turns of conversations become messages of threads.
+        check: Whether what is there is counted afterwards.
+
+    Returns:
+        The report, with `validation`, which is `None` without `check`; and both for people.
+
+    Raises:
+        ConfigError: The key is not given, or refused; or the mapping is wrong.
+        ConnectError: The service cannot be reached; the same call goes on.
+    """
+    from memharbor.migrate.targets.zep_client import connect
+    from memharbor.migrate.targets.zep_migrator import Mem0ToZepMigrator
+    from memharbor.migrate.targets.zep_validation import report_text
+
+    with closing(target.connect(autocommit=True)) as connection, connect(os.environ, url) as http:
+        state_folder.mkdir(parents=True, exist_ok=True)
+        migrator = Mem0ToZepMigrator(
+            http,
+            state_folder,
+            lambda: read_memories(connection, users, vectors=False),
+            mapping=Path(mapping) if mapping else None,
+            threads=threads,
+        )
+        total, done = max(count_memories(connection, users), 1), 0
+        with output.step("Write to Zep Cloud"), output.percent() as on_percent:
+
+            def tell(_: Outcome) -> None:
+                nonlocal done
+                done += 1
+                on_percent(100 * done / total)
+
+            report = migrator.migrate_all(on_outcome=tell)
+        text = ", ".join(f"{report[word]:,} {word}" for word in ("inserted", "same", "changed", "refused"))
+        found = None
+        if check:
+            with output.step("Count what is there"):
+                found = migrator.validate()
+            text += f"\n{report_text(found)}"
+    return {**report, "validation": found}, text
