@@ -67,9 +67,9 @@ def test_03_a_second_erasure_says_when_it_was_done(stack: Stack) -> None:
 
 
 def test_04_the_certificate_verifies_with_openssl_and_names_nobody(stack: Stack) -> None:
-    (certificate,) = (ROOT / ".memharbor" / stack.name / "erasures").glob("*.certificate.json")
+    written = (ROOT / ".memharbor" / stack.name / "erasures").glob("*.certificate.json")
+    (certificate,) = (each for each in written if json.loads(each.read_text())["user_sha256"] == user_digest(USER))
     assert USER not in certificate.read_text()
-    assert json.loads(certificate.read_text())["user_sha256"] == user_digest(USER)
     assert verify(stack, certificate, certificate) == 0
     forged = certificate.with_suffix(".forged")
     forged.write_text(certificate.read_text().replace('"total": 100', '"total": 1'))

@@ -165,9 +165,12 @@ def test_every_kill(stack: Stack, case: Case, prepared: dict[str, float]) -> Non
     survive(stack, case, prepared[case.operation])
 
 
-def test_the_outcomes_are_said(record_testsuite_property: Callable[[str, object], None]) -> None:
-    record_testsuite_property("kills", json.dumps(outcomes))
-    assert outcomes
+@pytest.fixture(scope="session", autouse=True)
+def outcomes_are_said(record_testsuite_property: Callable[[str, object], None]) -> Iterator[None]:
+    """In the report of the run, whichever of the tests were chosen."""
+    yield
+    if outcomes:
+        record_testsuite_property("kills", json.dumps(outcomes))
 
 
 def test_the_sample_and_the_whole_cover_every_operation_and_victim() -> None:

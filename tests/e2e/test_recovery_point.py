@@ -105,6 +105,9 @@ def test_ten_crashes(stack: Stack, seed: int) -> None:
     crash(stack, dice.uniform(65, 130), survives=False)
 
 
-def test_the_figures_are_said(record_testsuite_property: Callable[[str, object], None]) -> None:
-    record_testsuite_property("recovery_point", json.dumps(figures))
-    assert figures, "nothing was measured"
+@pytest.fixture(scope="session", autouse=True)
+def figures_are_said(record_testsuite_property: Callable[[str, object], None]) -> Iterator[None]:
+    """In the report of the run, whichever of the tests were chosen."""
+    yield
+    if figures:
+        record_testsuite_property("recovery_point", json.dumps(figures))

@@ -51,7 +51,12 @@ def insert(connection: psycopg.Connection[Any], user: str, count: int = 200) -> 
 @pytest.fixture(scope="module", autouse=True)
 def memories(stack: Stack) -> Iterator[None]:
     """Three users, and a backup that leads to everything after it."""
+    # This story is told of these users and its own checkpoints alone, whatever other files have left.
+    for left in stack.json("checkpoint", "list"):
+        stack.memharbor("checkpoint", "delete", left["name"], "--yes")
     with connect(stack) as connection:
+        connection.execute("delete from memharbor.memories")
+        connection.execute("delete from memharbor.memory_history")
         for user in (ALICE, BOB, GONE):
             insert(connection, user)
     stack.memharbor("backup", "create")

@@ -269,7 +269,8 @@ def test_who_stops_waiting_stops_the_backup() -> None:
     assert containers.commands[-1] == ["/usr/local/lib/memharbor/backup", "stop"]
 
 
-def test_prune_waits_for_nobody() -> None:
+def test_prune_does_not_wait_for_ever(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("memharbor.backup.engine._LOCK_TIMEOUT_SECONDS", 0)
     with pytest.raises(StateRefusedError, match="is running"):
         engine(Answering(50)).prune()
 

@@ -150,15 +150,17 @@ class BackupEngine:
         """
         Expire the backups and WAL that the stack's retention no longer promises, with the very program of the schedule.
 
+        Waits for a backup that is running, for up to a minute.
+
         Args:
             dry_run: Only say what would go.
 
         Raises:
-            StateRefusedError: A backup is running.
+            StateRefusedError: A backup goes on for longer.
             ExternalToolError: pgBackRest failed.
         """
         segments = [segment.name for segment in self.list_segments()]
-        done = self._run([PRUNE_PROGRAM, *(["--dry-run"] if dry_run else [])])
+        done = _while_locked(lambda: self._run([PRUNE_PROGRAM, *(["--dry-run"] if dry_run else [])]))
         if done.exit_code == _LOCK_HELD:
             raise StateRefusedError("a backup of this stack is running", hint="wait, then run `memharbor backup prune`")
         return parse_expire(self._check(done, "pgbackrest expire").stdout, segments)
@@ -176,13 +178,7 @@ class BackupEngine:
 
     def _wait_for_lock(self, *arguments: str) -> None:
         """Run a command that needs a lock which archiving or a backup may hold, and wait for it for up to a minute."""
-        deadline = time.monotonic() + _LOCK_TIMEOUT_SECONDS
-        while True:
-            done = self._pgbackrest(*arguments)
-            if done.exit_code != _LOCK_HELD or time.monotonic() > deadline:
-                break
-            time.sleep(1)
-        self._check(done, f"pgbackrest {arguments[-1]}")
+        self._check(_while_locked(lambda: self._pgbackrest(*arguments)), f"pgbackrest {arguments[-1]}")
 
     def ensure_stanza(self) -> None:
         """
@@ -411,3 +407,10 @@ def _backup(raw: dict[str, Any], databases: Sequence[dict[str, Any]]) -> Backup:
         postgres_version=versions.get(cluster, ""),
         is_of_present_cluster=not versions or cluster == max(versions),
     )
+
+
+def _while_locked(run: Callable[[], Finished]) -> Finished:
+    deadline = time.monotonic() + _LOCK_TIMEOUT_SECONDS
+    while (done := run()).exit_code == _LOCK_HELD and time.monotonic() < deadline:
+        time.sleep(1)
+    return done

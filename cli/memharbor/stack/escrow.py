@@ -46,7 +46,7 @@ class Escrow:
         held = {"format": FORMAT, "note": _NOTE, "stack": self.stack, "settings": dict(sorted(self.settings.items()))}
         if self.offsite_key is not None:
             held["offsite_key"] = list(self.offsite_key)
-        return json.dumps(held | {"secrets": self.secrets.model_dump(mode="json")}, indent=2) + "\n"
+        return json.dumps(held | {"secrets": self.secrets.model_dump(mode="json")}, indent=2, sort_keys=True) + "\n"
 
     def serves(self, other: Escrow) -> bool:
         """Tell whether it restores what the other one does: what it lacks, and leaf certificates, can be made anew."""
