@@ -214,15 +214,15 @@ def test_what_was_noted_of_a_segment_that_never_appeared_is_forgotten(tmp_path: 
     seen = Seen(tmp_path / "seen.sqlite", segment=0)
     seen.note_target([(uuid.uuid4(), "a", None, None, str(records[2].data["hash"]))])
     seen.begin()
-    assert [seen.meet(record, 1) for record in records] == ["new", "new", "same-text"]
+    assert [seen.meet(record, record_as_data(record), 1) for record in records] == ["new", "new", "same-text"]
     seen.commit()
     seen.close()
     again = Seen(tmp_path / "seen.sqlite", segment=0)
     assert again.knows_target
-    assert [again.meet(record, 1) for record in records] == ["new", "new", "same-text"]
-    assert again.meet(records[0], 1) == "same-id"
+    assert [again.meet(record, record_as_data(record), 1) for record in records] == ["new", "new", "same-text"]
+    assert again.meet(records[0], record_as_data(records[0]), 1) == "same-id"
     other = made({"data": "another", "user_id": "a"}, source_id="0")
-    assert again.meet(other, 1) == "other-content"
+    assert again.meet(other, record_as_data(other), 1) == "other-content"
     again.close()
 
 

@@ -18,7 +18,7 @@ from itertools import islice
 from typing import Any, Literal
 
 from memharbor.errors import StateRefusedError, VerificationError
-from memharbor.migrate.embedding.model import Embedder, Embedding, EmbeddingRefusal
+from memharbor.migrate.embedding.model import Embedder, EmbeddingRefusal
 from memharbor.migrate.load import Loader
 from memharbor.migrate.record import (
     RawItem,
@@ -28,8 +28,10 @@ from memharbor.migrate.record import (
     SourceInfo,
     item_as_data,
     item_from_data,
+    pack_vector,
     record_as_data,
     record_from_data,
+    text_of,
 )
 from memharbor.migrate.seen import Seen
 from memharbor.migrate.transform import Choice, transform
@@ -201,41 +203,37 @@ class Pipeline:
                 counts["skipped"] += 1
                 lines.append({"left_out": found, "source_id": line["source_id"]})
             else:
-                lines.append(record_as_data(found))
+                lines.append(found)
         seen.commit()
         self._folder.write_segment("transformed", number, lines, {"counts": counts, "reasons": reasons})
 
-    def _transformed(self, item: RawItem, seen: Seen, number: int) -> Record | Refusal | str | None:
+    def _transformed(self, item: RawItem, seen: Seen, number: int) -> dict[str, Any] | Refusal | str | None:
         made = transform(item, self._plan.info.name, self._plan.choice)
         if made is None or isinstance(made, Refusal):
             return made
         if made.user_id is not None and sha256(made.user_id.encode()).hexdigest() in self._plan.erased:
             return Refusal("erased-user", "its user was erased here", item)
-        verdict = seen.meet(made, number, by_text=not self._plan.keep_duplicates)
+        spelled = record_as_data(made)
+        verdict = seen.meet(made, spelled, number, by_text=not self._plan.keep_duplicates)
         if verdict == "other-content":
             return Refusal("duplicate-id", f"another item of this run has the id {made.id}", item)
-        return made if verdict == "new" else _LEFT_OUT[verdict]
+        return spelled if verdict == "new" else _LEFT_OUT[verdict]
 
     def _embed(self, number: int, *, dry_run: bool) -> None:
         if self._folder.has("embedded", number):
             return
-        records = [
-            record_from_data(line) for line in self._folder.read_segment("transformed", number) if "kind" in line
-        ]
-        wanted = [record for record in records if record.embedding is None and record.text and not dry_run]
-        answers: dict[int, Embedding] = {}
-        if wanted and self._plan.embedder is not None:
-            embedded = self._plan.embedder.embed([record.text for record in wanted])
-            answers = {id(record): answer for record, answer in zip(wanted, embedded, strict=True)}
-        lines: list[dict[str, Any]] = []
+        # Lines that have an embedding go on as they are: reading its values would take longer than all the rest.
+        lines = [line for line in self._folder.read_segment("transformed", number) if "kind" in line]
         reasons: Counter[str] = Counter()
-        for record in records:
-            answer = answers.get(id(record))
-            if isinstance(answer, EmbeddingRefusal):
-                reasons[answer.reason] += 1
-                lines.append({"reason": answer.reason, "detail": answer.detail, "record": record_as_data(record)})
-            else:
-                lines.append(record_as_data(record if answer is None else record.embedded(answer)))
+        if self._plan.embedder is not None and not dry_run:
+            wanted = {place: line for place, line in enumerate(lines) if "embedding" not in line and text_of(line)}
+            answers = self._plan.embedder.embed([text_of(line) for line in wanted.values()]) if wanted else []
+            for (place, line), answer in zip(wanted.items(), answers, strict=True):
+                if isinstance(answer, EmbeddingRefusal):
+                    reasons[answer.reason] += 1
+                    lines[place] = {"reason": answer.reason, "detail": answer.detail, "record": line}
+                else:
+                    lines[place] = {**line, "embedding": pack_vector(answer)}
         end = {"counts": {"refused": reasons.total()}, "reasons": reasons}
         self._folder.write_segment("embedded", number, lines, end)
 

@@ -75,7 +75,7 @@ class Record:
     @property
     def text(self) -> str:
         """The text that is embedded; empty where there is none."""
-        return str(self.data.get("data") or "")
+        return text_of({"data": self.data})
 
     @property
     def user_id(self) -> str | None:
@@ -196,6 +196,16 @@ def item_from_data(data: Mapping[str, Any]) -> RawItem:
         data.get("state", "active"),
         data.get("lifecycle", {}),
     )
+
+
+def text_of(spelled: Mapping[str, Any]) -> str:
+    """
+    Find the text that is embedded in a record that was spelled; empty where there is none.
+
+    >>> text_of({"kind": "memory", "data": {"data": "likes tea"}})
+    'likes tea'
+    """
+    return str(spelled["data"].get("data") or "")
 
 
 def record_as_data(record: Record) -> dict[str, Any]:

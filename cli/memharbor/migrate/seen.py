@@ -11,11 +11,11 @@ import hashlib
 import json
 import sqlite3
 import uuid
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
-from memharbor.migrate.record import Record, record_as_data
+from memharbor.migrate.record import Record
 from memharbor.migrate.transform import OWNERS
 
 Verdict = Literal["new", "same-id", "other-content", "same-text"]
@@ -76,16 +76,17 @@ class Seen:
         """Keep what was noted of a segment; call it before the segment appears."""
         self._connection.execute("commit")
 
-    def meet(self, record: Record, segment: int, *, by_text: bool = True) -> Verdict:
+    def meet(self, record: Record, spelled: Mapping[str, Any], segment: int, *, by_text: bool = True) -> Verdict:
         """
         Tell whether a record is new to the run, and note it.
 
         Args:
             record: The record.
+            spelled: The same as JSON data (`record_as_data`).
             segment: In which it came.
             by_text: Whether the same text of the same owner is the same memory.
         """
-        digest = hashlib.sha256(json.dumps(record_as_data(record), sort_keys=True).encode()).digest()
+        digest = hashlib.sha256(json.dumps(spelled, sort_keys=True).encode()).digest()
         key = record.id.bytes + record.kind.encode()
         row = self._connection.execute("select digest from ids where id = ?", (key,)).fetchone()
         if row is not None:

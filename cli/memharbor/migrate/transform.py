@@ -264,7 +264,7 @@ def _vector(vector: Sequence[Any], choice: Choice) -> tuple[float, ...]:
     if choice.dims is not None and len(vector) != choice.dims:
         raise _BadItemError("wrong-dims", f"its embedding has {len(vector)} dimensions and the schema {choice.dims}")
     try:
-        found = struct.unpack(f"<{len(vector)}f", struct.pack(f"<{len(vector)}f", *(float(value) for value in vector)))
+        found = struct.unpack(f"<{len(vector)}f", struct.pack(f"<{len(vector)}f", *vector))
     except (OverflowError, TypeError, ValueError, struct.error):
         raise _BadItemError("bad-vector", "its embedding has a value that is no float32") from None
     if not all(map(math.isfinite, found)):

@@ -104,7 +104,7 @@ class WorkFolder:
         """
 
         def write(incoming: Path) -> None:
-            compressor = zstandard.ZstdCompressor(write_checksum=True)
+            compressor = zstandard.ZstdCompressor(level=1, write_checksum=True)
             with zstandard.open(incoming, "wt", cctx=compressor, encoding="utf-8", newline="\n") as file:
                 for line in lines:
                     file.write(_spell(line) + "\n")
