@@ -104,6 +104,7 @@ def test_what_a_killed_server_had_not_archived_is_not_lost(stack: Stack) -> None
     assert "after the point" not in marks(stack)
 
 
+@pytest.mark.soak
 def test_strangers_with_a_wrong_password_do_not_stop_a_restore(stack: Stack) -> None:
     mark(stack, "kept")
     name_point(stack, "strangers")
@@ -151,6 +152,7 @@ def test_a_cluster_that_does_not_start_any_more_is_restored(stack: Stack) -> Non
     assert "in the archive" in marks(stack)
 
 
+@pytest.mark.soak
 def test_a_lost_data_directory_is_restored_over_the_new_empty_cluster(stack: Stack) -> None:
     mark(stack, "before the loss")
     name_point(stack, "loss")
