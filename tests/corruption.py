@@ -45,6 +45,9 @@ rm -rf "$PGDATA"
 """
 
 
+LOCK_HELD = 50  # pgBackRest error code: unable to acquire lock
+
+
 class Laboratory:
     """
     A repository to be damaged.
@@ -101,7 +104,10 @@ class Laboratory:
     # What the server does.
 
     def run(self, command: list[str]) -> str:
-        done = self.postgres.exec_run(command)
+        deadline = time.monotonic() + 60
+        # The processes of a pgBackRest that was killed hold its lock until they notice.
+        while (done := self.postgres.exec_run(command)).exit_code == LOCK_HELD and time.monotonic() < deadline:
+            time.sleep(0.2)
         assert done.exit_code == 0, done.output.decode(errors="replace")
         return str(done.output.decode(errors="replace"))
 
