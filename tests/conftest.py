@@ -1,8 +1,13 @@
-"""What all layers share: the option of `make golden`."""
+"""What all layers share: the option of `make golden`, and that no test calls Mem0's makers."""
 
 from __future__ import annotations
 
+import os
+
 import pytest
+
+# Before anything imports Mem0, which reads it then.
+os.environ.setdefault("MEM0_TELEMETRY", "False")
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
