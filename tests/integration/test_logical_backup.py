@@ -23,39 +23,21 @@ import docker
 import psycopg
 import pyrage
 import pytest
-from click.testing import CliRunner, Result
 from mem0.memory.storage import SQLiteManager
 
 from memharbor.backup.logical import snapshot
 from memharbor.backup.logical_format import MANIFEST, SUMS
 from memharbor.backup.rows import differences, fingerprint
 from memharbor.backup.selection import Choice, fingerprint_rows, read_tables
-from memharbor.commands import cli
 from memharbor.errors import ConfigError
 from memharbor.server_files.postgres import STORE_BUCKET, STORE_PORT
 from tests import corpus
+from tests.command_line import memharbor, ok, refused
 from tests.containers import Server, throw_away
 from tests.schema_databases import DIMS, admin_connection, scratch_database
 from tests.user_rows import USERS, add_user, memories_of, memory_id, populate, state, wipe
 
 Admin = psycopg.Connection[Any]
-
-
-def memharbor(dsn: str, *arguments: str, **environ: str) -> Result:
-    return CliRunner().invoke(cli, list(arguments), env={"MEMHARBOR_DSN": dsn, **environ})
-
-
-def ok(dsn: str, *arguments: str, **environ: str) -> Any:
-    done = memharbor(dsn, *arguments, "--output", "json", **environ)
-    assert done.exit_code == 0, f"{done.output}\n{done.stderr}\n{done.exception!r}"
-    return json.loads(done.stdout)
-
-
-def refused(code: int, pattern: str, dsn: str, *arguments: str, **environ: str) -> None:
-    done = memharbor(dsn, *arguments, **environ)
-    error: Any = done.exception
-    assert getattr(error, "exit_code", done.exit_code) == code, f"{done.output}\n{error!r}"
-    assert re.search(pattern, error.message), error.message
 
 
 @pytest.fixture(scope="module")

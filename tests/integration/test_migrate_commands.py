@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import os
 import random
-import re
 import signal
 import sqlite3
 import struct
@@ -19,13 +18,12 @@ from typing import Any
 
 import psycopg
 import pytest
-from click.testing import CliRunner, Result
 
-from memharbor.commands import cli
 from memharbor.commands.migrate_options import KINDS
 from memharbor.migrate import opening
 from memharbor.migrate.record import NAMESPACE, pack_vector
 from tests import corpus
+from tests.command_line import ok, refused
 from tests.embedding_server import Fault, StrictEmbeddingServer
 from tests.memory_database import Server
 from tests.platform_server import KEY, PlatformServer, memory_of
@@ -44,23 +42,6 @@ def dsn(server: Server, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iter
     monkeypatch.setenv("MEMHARBOR_EMBEDDING_DIMS", str(DIMS))
     with scratch_database(server) as name:
         yield server.admin_dsn(name)
-
-
-def memharbor(dsn: str, *arguments: str, **environ: str) -> Result:
-    return CliRunner().invoke(cli, list(arguments), env={"MEMHARBOR_DSN": dsn, **environ})
-
-
-def ok(dsn: str, *arguments: str, **environ: str) -> Any:
-    done = memharbor(dsn, *arguments, "--output", "json", **environ)
-    assert done.exit_code == 0, f"{done.output}\n{done.stderr}\n{done.exception!r}"
-    return json.loads(done.stdout)
-
-
-def refused(code: int, pattern: str, dsn: str, *arguments: str, **environ: str) -> None:
-    done = memharbor(dsn, *arguments, **environ)
-    error: Any = done.exception
-    assert getattr(error, "exit_code", done.exit_code) == code, f"{done.output}\n{error!r}"
-    assert re.search(pattern, getattr(error, "message", done.output)), getattr(error, "message", done.output)
 
 
 def export(path: Path, count: int, **changes: Any) -> Path:

@@ -9,7 +9,8 @@ from pathlib import Path
 
 import pytest
 
-from tests.integration.test_migrate_commands import ids, ok
+from tests.command_line import ok
+from tests.integration.test_migrate_commands import ids
 from tests.memory_database import Server
 from tests.platform_server import KEY, PlatformServer, memory_of
 from tests.schema_databases import DIMS, scratch_database

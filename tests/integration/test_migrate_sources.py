@@ -19,7 +19,8 @@ from mem0.memory.storage import SQLiteManager
 from psycopg.conninfo import make_conninfo
 
 from memharbor.migrate.record import pack_vector
-from tests.integration.test_migrate_commands import memharbor, ok, rows_of
+from tests.command_line import memharbor, ok
+from tests.integration.test_migrate_commands import rows_of
 from tests.memory_database import Server
 from tests.platform_server import KEY, PlatformServer, memory_of
 from tests.schema_databases import DIMS, admin_connection, scratch_database
