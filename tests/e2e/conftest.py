@@ -63,6 +63,10 @@ class Stack:
     def json(self, *arguments: str) -> Any:
         return json.loads(self.memharbor(*arguments, "--output", "json").stdout)
 
+    def backup_ids(self) -> list[str]:
+        """Every backup, oldest first. The schedule of a stack may add one at its end at any time."""
+        return [each["id"] for each in self.json("backup", "list")]
+
     def up(self, *options: str) -> subprocess.CompletedProcess[str]:
         return self.run("pulumi", "up", "--yes", "--skip-preview", "--non-interactive", "--stack", self.name, *options)
 

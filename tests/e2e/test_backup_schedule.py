@@ -38,10 +38,6 @@ def inside(stack: Stack, *command: str) -> tuple[int, str]:
     return int(done.exit_code), done.output.decode()
 
 
-def labels(stack: Stack) -> list[str]:
-    return [each["id"] for each in stack.json("backup", "list")]
-
-
 def manifest(stack: Stack, label: str) -> dict[str, Any]:
     code, text = inside(stack, f"{LIBRARY}/record", "get", f"manifests/{label}.json")
     assert code == 0, text
@@ -170,7 +166,7 @@ def test_the_seeds_command_works_as_typed_and_clients_of_the_pool_only_wait(stac
 def test_a_scheduled_backup_comes_and_records_what_was_in_it(stack: Stack) -> None:
     def incr() -> Any:
         run = stack.json("backup", "schedule", "show")["backups"][2]["last_run"]
-        return run if run and run["result"] == "done" and run["backup"] in labels(stack) else None
+        return run if run and run["result"] == "done" and run["backup"] in stack.backup_ids() else None
 
     before = fingerprints(stack)
     run = wait_for(incr, "a scheduled backup", 90)
@@ -232,14 +228,14 @@ def test_a_dry_run_of_prune_is_what_prune_does(stack: Stack) -> None:
         stack.memharbor("backup", "create", "--type", "full")
     assert stack.json("backup", "prune", "--dry-run")["backups"] == [], "all of it is of the last 30 days"
     stack.memharbor("backup", "schedule", "set", "--schedule", "hourly", "--retention", "0", "--keep-full", "2")
-    there = labels(stack)
+    there = stack.backup_ids()
     fulls = [label for label in there if label.endswith("F")]
     promised = stack.json("backup", "prune", "--dry-run")
-    assert labels(stack) == there
+    assert stack.backup_ids() == there
     assert promised["wal"]
     done = stack.json("backup", "prune")
     assert (done["backups"], done["wal"]) == (promised["backups"], promised["wal"])
-    left = labels(stack)
+    left = stack.backup_ids()
     assert set(there) - set(left) == set(promised["backups"])
     assert [label for label in left if label.endswith("F")] == fulls[-2:]
     records = inside(stack, f"{LIBRARY}/record", "list", "manifests")[1].split()
@@ -263,7 +259,7 @@ def ballast(stack: Stack) -> Iterator[None]:
 @pytest.mark.soak
 @pytest.mark.usefixtures("ballast")
 def test_what_is_interrupted_or_killed_leaves_no_backup_and_the_next_one_works(stack: Stack) -> None:
-    before = labels(stack)
+    before = stack.backup_ids()
     command = ["memharbor", "backup", "create", "--type", "full"]
     for ending in ("ctrl-c", "kill"):
         with subprocess.Popen(
@@ -284,8 +280,8 @@ def test_what_is_interrupted_or_killed_leaves_no_backup_and_the_next_one_works(s
                 inside(stack, "sh", "-c", kill)
             _, said = create.communicate(timeout=120)
         assert create.returncode == {"ctrl-c": 130, "kill": 6}[ending], said
-        assert [label for label in labels(stack) if label.endswith("F") and label not in before] == [], ending
+        assert [label for label in stack.backup_ids() if label.endswith("F") and label not in before] == [], ending
         assert not pgbackrest_runs(stack)
     created = stack.json("backup", "create", "--type", "full")[0]
-    assert created["id"] in labels(stack)
+    assert created["id"] in stack.backup_ids()
     assert manifest(stack, created["id"])["backup"] == created["id"]

@@ -87,7 +87,7 @@ def own_stack(folder: Path, prepare: Callable[[str], None] = lambda name: None, 
 def test_a_store_that_is_down_is_told_and_caught_up_with(stack: Stack) -> None:
     write(stack)
     stack.memharbor("backup", "create")
-    before = [each["id"] for each in stack.json("backup", "list")]
+    before = stack.backup_ids()
     store = container(stack, "backup-store-0")
     store.stop(timeout=10)
     try:
@@ -114,7 +114,7 @@ def test_a_store_that_is_down_is_told_and_caught_up_with(stack: Stack) -> None:
     write(stack)
     wait_until(lambda: archive(stack)["waiting_segments"] == 0, "the archive", 120)
     assert not archive(stack)["is_failing"]
-    assert [each["id"] for each in stack.json("backup", "list")] == before
+    assert stack.backup_ids()[: len(before)] == before
     stack.memharbor("backup", "create")
     with connect(stack, "admin", "--direct") as connection:
         connection.execute("drop table public.faults")
@@ -195,7 +195,7 @@ def test_a_store_that_is_full_stops_nothing_and_is_caught_up_with(tmp_path: Path
         roll_out(stack)
         store = container(stack, "backup-store-0")
         stack.memharbor("backup", "create", "--type", "full")
-        before = [each["id"] for each in stack.json("backup", "list")]
+        before = stack.backup_ids()
         store.exec_run(["sh", "-c", "cat /dev/zero > /data/ballast"])
         write(stack, segments=3)
         wait_until(lambda: bool(archive(stack)["is_failing"]), "the archiver's failure", 180)
@@ -206,7 +206,7 @@ def test_a_store_that_is_full_stops_nothing_and_is_caught_up_with(tmp_path: Path
         assert re.search("Insufficient Storage|unable to push WAL file|was not archived before", done.stderr), (
             done.stderr
         )
-        assert [each["id"] for each in stack.json("backup", "list")] == before
+        assert stack.backup_ids() == before
         write(stack)
         store.exec_run(["rm", "/data/ballast"])
         write(stack)
