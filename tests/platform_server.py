@@ -10,7 +10,10 @@ Import; mem0ai 2.2.1 `mem0/client/`), for tests only. Nobody has compared these 
 - that `infer=false` keeps several ids on one memory, answers `results` at once, and answers none for a text that its
   scope has already;
 - that v2 pages a bare array, that v1 and v2 take `show_expired`, and that `/v1/entities/` takes `page`;
-- the words of errors, and that an event that is not there yet answers 404.
+- the words of errors, and that an event that is not there yet answers 404;
+- which of the two documented shapes a queued write answers with where `infer=false` is queued at all: `queued` chooses;
+- that a project shows all its settings whatever `fields` asks for, null for one that was never set, and that an update
+  takes those it knows and passes over the others (`deaf` are passed over too).
 """
 
 from __future__ import annotations
@@ -34,6 +37,7 @@ NOW = datetime(2026, 11, 21, 12, 0, tzinfo=UTC)
 KEY = "m0-loopbackKEYloopbackKEY"  # pragma: allowlist secret
 ENTITIES = ("user_id", "agent_id", "app_id", "run_id")
 PROJECT = "/api/v1/orgs/organizations/org-1/projects/proj-1/"
+PROJECT_SETTINGS = ("custom_instructions", "custom_categories", "agent_custom_instructions", "multilingual", "decay")
 _FILTER_FIELDS = {
     *ENTITIES,
     "created_at",
@@ -102,6 +106,7 @@ class PlatformServer:
         one_of_a_text: Whether a scope keeps one memory of a text.
         polls: How often an event is asked for before it is done; 0 answers results at once.
         event_ends: What an event comes to.
+        queued: Where a write that is only queued tells its event: in the answer itself, or in its results.
     """
 
     def __init__(
@@ -114,15 +119,18 @@ class PlatformServer:
         one_of_a_text: bool = True,
         polls: int = 0,
         event_ends: str = "SUCCEEDED",
+        queued: Literal["answer", "results", "both"] = "answer",
     ) -> None:
         self.memories = list(memories)
         self.versions = set(versions)
         self.null_scoping = null_scoping
         self.page_size_max, self.one_of_a_text = page_size_max, one_of_a_text
-        self.polls, self.event_ends = polls, event_ends
+        self.polls, self.event_ends, self.queued = polls, event_ends, queued
         self.faults: list[Fault] = []
         self.requests: list[Request] = []
-        self.project: dict[str, Any] = {"custom_instructions": None, "custom_categories": None}
+        self.project: dict[str, Any] = dict.fromkeys(PROJECT_SETTINGS)
+        self.deaf: set[str] = set()
+        self.limits: list[dict[str, str]] = []  # headers of answers, one after the other
         self._events: dict[str, dict[str, Any]] = {}
         self._lock = threading.Lock()
         self._server = _Server(self)
@@ -176,7 +184,8 @@ class PlatformServer:
                 case ("GET", path) if path == PROJECT:
                     return {"id": 1, **self.project}
                 case ("PATCH", path) if path == PROJECT:
-                    self.project |= {name: value for name, value in request.body.items() if name in self.project}
+                    known = set(self.project) - self.deaf
+                    self.project |= {name: value for name, value in request.body.items() if name in known}
                     return {"message": "Updated custom instructions"}
         raise RefusedError(404, "Not found.")
 
@@ -250,7 +259,10 @@ class PlatformServer:
             return {"results": results}
         event = str(uuid.uuid4())
         self._events[event] = {"left": self.polls, "results": results}
-        return {"message": "Memory processing has been queued", "status": "PENDING", "event_id": event}
+        queued = {"message": "Memory processing has been queued", "status": "PENDING", "event_id": event}
+        if self.queued == "results":
+            return {"results": [queued]}
+        return {**queued, "results": []} if self.queued == "both" else queued
 
     def _event(self, name: str) -> Any:
         event = self._events[name]
@@ -383,7 +395,8 @@ class _Handler(BaseHTTPRequestHandler):
             return self._hang_up()
         if fault is not None and fault.kind == "text":
             return self._send(200, "<html>Sign in</html>", {"Content-Type": "text/html"})
-        return self._send(status, answer, {}, cut=fault is not None)
+        limits = owner.limits.pop(0) if owner.limits else {}
+        return self._send(status, answer, limits, cut=fault is not None)
 
     do_GET = do_POST = do_PATCH = _serve  # noqa: N815 - the names of http.server
 

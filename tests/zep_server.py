@@ -2,13 +2,13 @@
 A loopback stand-in for Zep Cloud's API v4: users, episodes, threads, batches, lists with cursors, limits, and faults.
 
 It is written from the published description (zep-cloud 4.0.1, help.getzep.com: SDK reference v4 and changelog 2026), for
-tests only. The unmodified SDK 4.0.1 was once run against it and read every answer. Nobody has compared these parts with
-the live service:
+tests only. `tests/unit/test_migrate_zep_sdk.py` runs the unmodified SDK against it. Nobody has compared these parts with the
+live service:
 
 - that a looked-up user that is not there answers 404, and one that is made twice 409;
 - that an episode is in the lists, and in metadata filters, at once (the SDK says that it is readable immediately), and an
   item of a batch only when it was processed;
-- that a list of episodes has the messages too, with their metadata and their thread;
+- that a list of episodes has the messages too, with their metadata and thread (in the words of the message, or others);
 - how long an idempotency key is kept: `keeps_keys` chooses between for ever and not at all;
 - the statuses of refusals (400 for a text or metadata over a limit, 409 for a batch that is no draft any more), and that
   one bad item refuses a whole call; that an account without batches answers 403;
@@ -50,9 +50,7 @@ class Fault:
             `cut` in the middle of the answer; `text` answers a page of HTML.
         path: Below `/api/v4`, `*` for anything.
         skip: How many of these go well before.
-        status: For `status`.
-        headers: For `status`.
-        body: For `status`.
+        status, headers, body: For `status`.
         method: Only of this one; empty for any.
     """
 
@@ -175,7 +173,8 @@ class ZepServer:
                 user = request.query.get("user_uuid")
                 return self._paged(request, [each for each in self.threads.values() if each["user_uuid"] == user])
             case "GET", ["threads", thread, "messages"]:
-                return self._paged(request, [each for each in self.episodes if each.get("thread_uuid") == thread])
+                found = [each for each in self.episodes if each.get("thread_uuid") == thread]
+                return self._paged(request, [_shown(each, user_uuid="", source="") for each in found])
             case "POST", ["threads", thread, "messages"]:
                 return self._add_messages(thread, request.body)
             case _, ["batches", *rest]:
@@ -212,10 +211,12 @@ class ZepServer:
             "uuid": str(uuid.uuid4()),
             "content": text,
             "metadata": body.get("metadata"),
+            "source": "message" if more else "text",
             "reference_time": body.get("reference_time") or datetime.now(UTC).isoformat(),
             "user_uuid": user["uuid"],
             "processed": False,
             **more,
+            **({"source_description": body["source_description"]} if "source_description" in body else {}),
         }
         self.episodes.append(made)
         return made
@@ -242,7 +243,7 @@ class ZepServer:
                 raise RefusedError(400, "the filter is not valid")
             name, values = wanted["property_name"], wanted["value"]
             found = [episode for episode in found if (episode["metadata"] or {}).get(name) in values]
-        return self._paged(request, found)
+        return self._paged(request, [_shown(each, name="role_name") for each in found])
 
     def _add_thread(self, body: Mapping[str, Any]) -> Any:
         made = {"uuid": str(uuid.uuid4()), "user_uuid": self._user(body["user_uuid"])["uuid"]}
@@ -346,6 +347,10 @@ class ZepServer:
         start = int(request.query.get("cursor", "c0").removeprefix("c"))
         page = {"items": found[start : start + size]}
         return page | ({"next_cursor": f"c{start + size}"} if start + size < len(found) else {})
+
+
+def _shown(item: Mapping[str, Any], **names: str) -> dict[str, Any]:
+    return {names.get(name, name): value for name, value in item.items() if names.get(name, name)}
 
 
 def client(server: ZepServer, clock: FakeClock | None = None, **options: Any) -> ZepClient:

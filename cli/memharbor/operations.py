@@ -31,7 +31,7 @@ from memharbor.stack.certificates import create_leaf
 from memharbor.stack.config import SECRETS_KEY
 from memharbor.stack.outputs import ca_certificate_path
 from memharbor.stack.secrets import parse_secrets
-from memharbor.target import Target, find_target
+from memharbor.target import Target, find_target, folder_name, identify_database
 
 if TYPE_CHECKING:
     from memharbor.backup.erase_user import Place
@@ -186,10 +186,17 @@ def certificate_signer(stack: str) -> Signer:
 
 
 def migrations_folder(stack: str, dsn: str | None) -> Path:
-    """Name the folder of the migrations into a stack, or into a database that no stack of ours made."""
+    """
+    Name the folder of the migrations into a stack, or into a database that no stack of ours made.
+
+    Raises:
+        ConfigError: The DSN cannot be read.
+    """
     from memharbor.stack.provisioner import private_folder
 
-    return Path("memharbor-migrations") if dsn else private_folder() / stack / "migrations"
+    if dsn:
+        return Path("memharbor-migrations") / folder_name(identify_database(dsn))
+    return private_folder() / stack / "migrations"
 
 
 def drills_folder(stack: str) -> Path:

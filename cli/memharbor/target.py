@@ -6,7 +6,9 @@ One place decides, so that every command and the Ansible module answer alike. Mu
 
 from __future__ import annotations
 
+import hashlib
 import os
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
@@ -28,7 +30,7 @@ class Target:
     A database and how to reach it.
 
     `outputs` is None for a database that Pulumi did not make: what needs the host (physical backup, pooler) is not
-    to be had there.
+    to be had there. `name` is for messages; `identity` tells databases apart, and has no secret.
     """
 
     name: str
@@ -37,6 +39,7 @@ class Target:
     outputs: StackOutputs | None
     admin_dsn: str = field(repr=False)
     passwords: Mapping[str, str] = field(repr=False)
+    identity: str
 
     def dsn(self, role: str, *, direct: bool = False, read_only: bool = False, session: bool = False) -> str:
         """
@@ -103,14 +106,60 @@ def find_target(stack: str, dsn: str | None = None, *, environ: Mapping[str, str
             for role in ROLES
             if environ.get(f"MEMHARBOR_{role.upper()}_PASSWORD")
         }
-        return Target("the database of MEMHARBOR_DSN", settings, origins, None, dsn, passwords)
+        identity = identify_database(dsn, environ=environ)
+        return Target("the database of MEMHARBOR_DSN", settings, origins, None, dsn, passwords, identity)
     from memharbor.stack import dsn as stack_dsn
     from memharbor.stack import read_outputs
 
     outputs = read_outputs(stack)
     settings, origins = load_settings(*layers, (f"stack {stack}", outputs.settings))
     passwords = {role: outputs.passwords[role].get_secret_value() for role in ROLES if role in outputs.passwords}
-    return Target(f"stack {stack}", settings, origins, outputs, stack_dsn(outputs, "admin", direct=True), passwords)
+    name, admin_dsn = f"stack {stack}", stack_dsn(outputs, "admin", direct=True)
+    return Target(name, settings, origins, outputs, admin_dsn, passwords, name)
+
+
+def identify_database(dsn: str, *, environ: Mapping[str, str] | None = None) -> str:
+    """
+    Tell a database from others by its address, without secrets; one that has two addresses counts as two.
+
+    Args:
+        dsn: libpq URI or key/value string.
+        environ: Variables with libpq's defaults; the process's own by default.
+
+    Raises:
+        ConfigError: The DSN cannot be read.
+
+    >>> identify_database("postgresql://me@DB.example/memories?sslmode=require", environ={})
+    'database memories at db.example:5432'
+    >>> identify_database("postgresql://postgres.abcd@pooler.example:6543/postgres", environ={})
+    'database postgres of abcd at pooler.example:6543'
+    """
+    environ = os.environ if environ is None else environ
+    parts = _parse_dsn(dsn)
+
+    def find(*names: str, default: str) -> str:
+        given = [parts.get(name) for name in names] + [environ.get(f"PG{name.upper()}") for name in names]
+        return next((str(each) for each in given if each), default)
+
+    user = find("user", default="")
+    # A pooler that serves several servers is told by the user which of them is meant. Source: Supabase, Supavisor.
+    tenant = user.partition(".")[2]
+    place = f"{find('host', 'hostaddr', default='localhost').lower()}:{find('port', default='5432')}"
+    service = find("service", default="")
+    where = f"{place} by service {service}" if service else place
+    owner = f" of {tenant}" if tenant else ""
+    return f"database {find('dbname', 'database', default=user or 'default')}{owner} at {where}"
+
+
+def folder_name(identity: str) -> str:
+    """
+    Name a folder after a database, no two alike.
+
+    >>> folder_name("database memories at db.example:5432")
+    'memories-at-db.example-5432-002cb4bd'
+    """
+    readable = re.sub(r"[^A-Za-z0-9.]+", "-", identity.removeprefix("database "))[:80].strip("-.")
+    return f"{readable or 'database'}-{hashlib.sha256(identity.encode()).hexdigest()[:8]}"
 
 
 def explain_origins(target: Target) -> dict[str, str]:

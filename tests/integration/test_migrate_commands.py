@@ -4,15 +4,11 @@ from __future__ import annotations
 
 import json
 import os
-import random
-import signal
-import sqlite3
-import struct
 import subprocess
 import sys
 import uuid
 from collections.abc import Iterator
-from contextlib import ExitStack, closing
+from contextlib import closing
 from pathlib import Path
 from typing import Any
 
@@ -21,16 +17,15 @@ import pytest
 
 from memharbor.commands.migrate_options import KINDS
 from memharbor.migrate import opening
-from memharbor.migrate.record import NAMESPACE, pack_vector
+from memharbor.migrate.record import NAMESPACE
+from memharbor.operations import migrations_folder
 from tests import corpus
 from tests.command_line import ok, refused
 from tests.embedding_server import Fault, StrictEmbeddingServer
 from tests.memory_database import Server
-from tests.platform_server import KEY, PlatformServer, memory_of
 from tests.schema_databases import DIMS, scratch_database
 from tests.user_rows import state
 
-SEED = int(os.environ.get("MEMHARBOR_TEST_SEED", "20261121"))
 EMBED = ("--model", "memharbor-hash")
 
 
@@ -139,7 +134,7 @@ def test_what_was_refused_is_mended_and_tried_again(dsn: str, tmp_path: Path) ->
     )
     done = ok(dsn, "migrate", "run", "--from", "file", "--input", str(path))
     assert done["reasons"] == {"no-owner": 1, "no-text": 1}
-    letters = tmp_path / "memharbor-migrations" / done["run"] / "dead-letters.jsonl"
+    letters = migrations_folder("dev", dsn) / done["run"] / "dead-letters.jsonl"
     lines = [json.loads(line) for line in letters.read_text().splitlines()]
     assert [line["reason"] for line in lines] == ["no-owner", "no-text"]
     lines[0]["item"]["data"]["user_id"] = "alice"
@@ -192,94 +187,6 @@ def test_embeddings_are_filled_in_and_made_anew_by_another_model_only_all_at_onc
     assert ok(dsn, "migrate", "embed", *EMBED)["embedded"] == 0
 
 
-KILLS = 50
-SAMPLE = random.Random(SEED).sample(range(KILLS), 4)
-
-
-def lines_with_embeddings(folder: Path, stack: ExitStack) -> tuple[list[str], dict[str, str]]:
-    """Lines of our own, with embeddings, some of them bad."""
-    path = folder / "lines.jsonl"
-    with path.open("w") as file:
-        for number, memory in enumerate(corpus.memories()[:3000]):
-            data = {"id": str(memory.id), **memory.payload, "embedding": pack_vector([number + 1.0] * DIMS)}
-            file.write(json.dumps({} if number % 97 == 5 else data) + "\n")
-    return ["--from", "file", "--input", str(path)], {}
-
-
-def points_in_sqlite(folder: Path, stack: ExitStack) -> tuple[list[str], dict[str, str]]:
-    """The TypeScript SDK's store, with ids that are no UUIDs."""
-    path = folder / "vector_store.db"
-    with closing(sqlite3.connect(path)) as connection, connection:
-        connection.execute("create table vectors (id text primary key, vector blob not null, payload text not null)")
-        for number, memory in enumerate(corpus.memories()[:2500]):
-            packed = struct.pack(f"<{DIMS}f", *[number + 1.0] * DIMS)
-            connection.execute(
-                "insert into vectors values (?, ?, ?)", (f"p{number}", packed, json.dumps(memory.payload))
-            )
-    return ["--from", "sqlite", "--input", str(path)], {}
-
-
-def platform_to_embed(folder: Path, stack: ExitStack) -> tuple[list[str], dict[str, str]]:
-    """The Platform, without embeddings: they are made."""
-    memories = [memory_of(each.memory, n, user_id=each.user_id) for n, each in enumerate(corpus.memories()[:1500])]
-    platform = stack.enter_context(PlatformServer(memories))
-    return ["--from", "platform", "--url", platform.base_url, *EMBED], {"MEM0_API_KEY": KEY, "NO_PROXY": "127.0.0.1"}
-
-
-KILLED_SOURCES = (lines_with_embeddings, points_in_sqlite, platform_to_embed)
-
-
-def killed_run(dsn: str, arguments: list[str], environ: dict[str, str], draw: random.Random) -> None:
-    """Run, kill with SIGKILL at random moments, resume until it ends by itself."""
-    kills = 0
-    while True:
-        process = subprocess.Popen(
-            [sys.executable, "-m", "memharbor", "migrate", *arguments],
-            env={**os.environ, "MEMHARBOR_DSN": dsn, **environ},
-            stdout=subprocess.DEVNULL,
-            stderr=subprocess.PIPE,
-        )
-        try:
-            process.wait(timeout=draw.uniform(0.5, 3.0) if kills < 4 else None)
-        except subprocess.TimeoutExpired:
-            process.send_signal(signal.SIGKILL)
-        _, said = process.communicate()
-        if process.returncode != -signal.SIGKILL:
-            assert process.returncode == 0, said.decode()
-            return
-        kills += 1
-        if list(Path("memharbor-migrations").glob("*/run.json")):
-            arguments = ["resume"]
-
-
-@pytest.mark.parametrize(
-    "number", [pytest.param(n, marks=() if n in SAMPLE else pytest.mark.soak) for n in range(KILLS)]
-)
-def test_killed_at_any_moment_nothing_is_lost_and_nothing_doubled(
-    dsn: str, server: Server, tmp_path: Path, number: int
-) -> None:
-    with ExitStack() as stack:
-        source, environ = KILLED_SOURCES[number % len(KILLED_SOURCES)](tmp_path, stack)
-        run = ["run", *source, "--no-checkpoint", "--batch-size", "100"]
-        other = server.admin_dsn(stack.enter_context(scratch_database(server)))
-        with pytest.MonkeyPatch.context() as patch:
-            (tmp_path / "undisturbed").mkdir()
-            patch.chdir(tmp_path / "undisturbed")
-            ok(other, "migrate", *run, **environ)
-        killed_run(dsn, run, environ, random.Random(f"{SEED}:{number}"))
-        assert rows_of(dsn) == rows_of(other) != {}
-
-
-def test_the_benchmark_measures_every_way_and_leaves_nothing(dsn: str) -> None:
-    assert ok(dsn, "bench", "migrate", "--rows", "300", "--dry-run")["rows"] == 300
-    measured = ok(dsn, "bench", "migrate", "--rows", "300", "--yes")
-    assert len(measured) == 4
-    assert measured[0]["seconds_ratio"] == 1.0
-    assert ids(dsn) == set()
-    ok(dsn, "migrate", "run", "--from", "file", "--input", str(export(Path("one.json"), 1)))
-    refused(9, "holds memories", dsn, "bench", "migrate", "--yes")
-
-
 def test_an_erased_user_is_in_no_work_folder_any_more(dsn: str, tmp_path: Path) -> None:
     users = {memory.user_id for memory in corpus.memories()[:50]}
     path = export(tmp_path / "export.json", 50)
@@ -294,7 +201,7 @@ def test_an_erased_user_is_in_no_work_folder_any_more(dsn: str, tmp_path: Path) 
     assert ok(dsn, *erase)["migrations_cleared"] == [first["run"]]
     runs = {run["name"]: run["state"] for run in ok(dsn, "migrate", "status")}
     assert runs == {first["run"]: "cleared", second["run"]: "complete"}
-    left = [path for path in Path("memharbor-migrations", first["run"]).rglob("*") if path.is_file()]
+    left = [path for path in (migrations_folder("dev", dsn) / first["run"]).rglob("*") if path.is_file()]
     assert {path.name for path in left} == {"run.json", "cleared.json"}
     refused(9, "went with a user", dsn, "migrate", "compare", first["run"])
     refused(9, "went with a user", dsn, "migrate", "resume", first["run"])

@@ -27,7 +27,7 @@ from tests.memory_database import Server
 from tests.schema_databases import DIMS, admin_connection, scratch_database
 
 SETTINGS = Settings(embedding_dims=DIMS)
-TEXTS = "select id, user_id, agent_id, run_id, hash from memharbor.memories where state <> 'deleted'"
+TEXTS = "select id, user_id, agent_id, run_id, md5(memory) from memharbor.memories where state = 'active'"
 Rows = dict[str, tuple[Any, ...]]
 
 

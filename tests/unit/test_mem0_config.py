@@ -2,11 +2,8 @@ from __future__ import annotations
 
 import json
 import os
-import re
-import shutil
 import subprocess
 import sys
-from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -26,13 +23,9 @@ from memharbor.mem0_config.reading import read_configuration
 from memharbor.mem0_config.render import as_data, as_json, as_program
 from memharbor.mem0_config.secrets import replace_secrets
 from memharbor.mem0_config.values import Text, Variable, with_references
-from tests.openai_stub import OpenAIStub
-from tests.platform_server import KEY, PlatformServer
+from tests.old_mem0 import OLD_RELEASES, environment
 
-ROOT = Path(__file__).resolve().parents[2]
-PAGE = ROOT / "docs" / "how-to" / "upgrade-mem0.md"
 DIMS = 32
-OLD_RELEASES = ("0.1.118", "1.0.11")
 SECRET = "hunter2-Very/Secret"  # pragma: allowlist secret
 KEY_OF_OPENAI = "sk-abcdefghijklmnop1234"  # pragma: allowlist secret
 DSN = "postgresql://memharbor_service:p%40ss@db.example.org:6432/memories?sslmode=verify-full&sslrootcert=/ca.crt"  # pragma: allowlist secret
@@ -611,99 +604,7 @@ def test_every_function_of_the_command_has_help_with_an_example() -> None:
         assert "Example" in (command.help or "")
 
 
-# The page, executed
-
-
-def blocks(release: str) -> list[str]:
-    found = re.findall(r"<!-- runs: ([^\n]*) -->\n```python\n(.*?)```\n", PAGE.read_text(), re.DOTALL)
-    assert len(found) >= 12
-    assert len(found) == PAGE.read_text().count("```python"), "a block says by which releases it is executed"
-    return [text for releases, text in found if release in releases.split()]
-
-
-class Stub(OpenAIStub):
-    """Answers prompts of all releases: facts to keep, and what to do with them."""
-
-    def answer(self, path: str, request: Mapping[str, Any]) -> Mapping[str, Any] | None:
-        answer = super().answer(path, request)
-        if path == "/chat/completions" and answer:
-            content = {"facts": ["I like hiking"], "memory": [{"id": "0", "text": "I like hiking", "event": "ADD"}]}
-            answer["choices"][0]["message"]["content"] = json.dumps(content)
-        return answer
-
-
-PREAMBLE = """
-import os
-from mem0 import Memory
-
-config = {config!r}
-memory = Memory.from_config(config)
-platform, key = os.environ["TEST_PLATFORM"], os.environ["TEST_KEY"]
-
-"""
-
-
-def execute_page(python: Path | str, release: str, folder: Path) -> str:
-    """Run the page's blocks of a release as one program of a Python that has it."""
-    folder.mkdir(exist_ok=True)
-    config = {
-        "vector_store": {
-            "provider": "qdrant",
-            "config": {"path": str(folder / "qdrant"), "on_disk": True, "embedding_model_dims": DIMS},
-        },
-        "embedder": {"provider": "openai", "config": {"embedding_dims": DIMS}},
-        "llm": {"provider": "openai", "config": {"model": "stub"}},
-        "history_db_path": str(folder / "history.db"),
-    }
-    program = (
-        PREAMBLE.format(config=config) + "\n\n".join(blocks(release)) + "\nprint('mem0', memory.collection_name)\n"
-    )
-    path = write(folder, "page.py", program)
-    with Stub(DIMS) as stub, PlatformServer() as platform:
-        environ = {name: value for name, value in os.environ.items() if not name.startswith(("PYTHON", "OPENAI_"))}
-        environ |= {
-            "OPENAI_BASE_URL": stub.base_url,
-            "OPENAI_API_KEY": ANY_KEY,
-            "TEST_PLATFORM": platform.base_url,
-            "TEST_KEY": KEY,
-            "MEM0_TELEMETRY": "False",
-            "MEM0_DIR": str(folder / "mem0"),
-            "NO_PROXY": "127.0.0.1",
-        }
-        done = subprocess.run(
-            [str(python), str(path)], env=environ, cwd=folder, capture_output=True, text=True, check=False, timeout=300
-        )
-    assert done.returncode == 0, done.stderr[-4000:]
-    return done.stdout
-
-
-def test_the_page_holds_on_the_present_release(tmp_path: Path) -> None:
-    assert "mem0" in execute_page(sys.executable, "2.x", tmp_path / "page")
-
-
-def environment(release: str) -> Path:
-    """Make an environment with an old release of Mem0, once for this machine; the package index is asked for it."""
-    cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
-    folder = cache / "memharbor" / "mem0-environments" / release
-    if not (folder / "complete").exists():
-        shutil.rmtree(folder, ignore_errors=True)
-        uv = Path(sys.executable).parent / "uv"
-        python = f"{sys.version_info.major}.{sys.version_info.minor}"
-        for command in (
-            [uv, "venv", "--quiet", "--python", python, folder],
-            [uv, "pip", "install", "--quiet", "--python", folder / "bin" / "python", f"mem0ai=={release}"],
-        ):
-            done = subprocess.run(list(map(str, command)), capture_output=True, text=True, check=False, timeout=900)
-            assert done.returncode == 0, f"mem0ai {release} cannot be installed: {done.stderr}"
-        (folder / "complete").touch()
-    return folder / "bin" / "python"
-
-
-@pytest.mark.soak
-@pytest.mark.timeout(1800)
-@pytest.mark.parametrize("release", OLD_RELEASES)
-def test_the_page_holds_on_old_releases(release: str, tmp_path: Path) -> None:
-    assert "mem0" in execute_page(environment(release), release, tmp_path / "page")
+# Against the old releases
 
 
 DEFAULTS = """

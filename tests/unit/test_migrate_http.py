@@ -219,3 +219,59 @@ def test_a_service_without_a_key_may_be_anywhere() -> None:
         with pytest.raises(ConfigError, match="401"):
             http.request("GET", "/v1/ping/")
         assert "authorization" not in server.requests[0].headers
+
+
+def limits(remaining: str | None, reset: str | None) -> dict[str, str]:
+    named = {"X-RateLimit-Limit": "60", "X-RateLimit-Remaining": remaining, "X-RateLimit-Reset": reset}
+    return {name: value for name, value in named.items() if value is not None}
+
+
+@pytest.mark.parametrize(
+    ("headers", "seconds"),
+    [
+        (limits("0", str(int(NOW.timestamp()) + 33)), 33.0),  # Zep: seconds since 1970
+        (limits(None, str(int(NOW.timestamp()) + 33)), 33.0),
+        (limits("0", f"{NOW.timestamp() + 33.5}"), 33.5),
+        (limits("0", str((int(NOW.timestamp()) + 33) * 1000)), 33.0),  # milliseconds
+        (limits("0", "33"), 33.0),  # seconds from now
+        (limits("0", str(int(NOW.timestamp()) - 33)), 0.5),  # the window has gone by
+        (limits("4", str(int(NOW.timestamp()) + 33)), 0.5),  # another limit was meant
+        (limits("0", "soon"), 0.5),
+        (limits("0", "nan"), 0.5),
+        (limits("0", "-7"), 0.5),
+        (limits("0", "\u00b2"), 0.5),
+        (limits("0", None), 0.5),
+        ({**limits("0", "33"), "Retry-After": "7"}, 7.0),  # what is asked for goes before what is told
+    ],
+)
+def test_a_429_without_retry_after_waits_for_the_end_of_the_window(headers: dict[str, str], seconds: float) -> None:
+    found, slept, there = faulted(Fault("status", LIST, skip=2, status=429, headers=headers))
+    assert found == there
+    assert len(slept) == 1
+    assert (slept[0] == pytest.approx(seconds)) if seconds > 0.5 else (0.25 <= slept[0] <= 0.5)
+
+
+def test_a_window_that_ends_too_late_ends_the_run() -> None:
+    with pytest.raises(ConnectError, match="pause of 86,400 s"):
+        faulted(Fault("status", LIST, status=429, headers=limits("0", str(int(NOW.timestamp()) + 86_400))))
+
+
+def test_an_error_of_the_service_waits_for_a_window_only_where_it_is_used_up() -> None:
+    reset = str(int(NOW.timestamp()) + 33)
+    for headers, is_waited_for in (
+        (limits("0", reset), True),
+        (limits("3", reset), False),
+        (limits(None, reset), False),
+    ):
+        _, slept, _ = faulted(Fault("status", LIST, skip=2, status=503, headers=headers))
+        assert (slept == [33.0]) == is_waited_for
+
+
+def test_a_window_that_is_used_up_is_waited_for_before_anything_is_refused() -> None:
+    with PlatformServer(memories(450)) as server:
+        clock = FakeClock()
+        server.limits = [limits("1", "40"), limits("0", "40"), limits("9", "40"), limits("0", "86400")]
+        with client(server, clock) as http:
+            found = [item.source_id for item in PlatformSource(http).read() if isinstance(item, RawItem)]
+        assert len(found) == 450
+        assert clock.slept == [40.0]  # a window of a day ends no run that was refused nothing

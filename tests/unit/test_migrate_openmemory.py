@@ -21,8 +21,9 @@ from memharbor.errors import SourceDataError
 from memharbor.migrate.reasons import REASONS
 from memharbor.migrate.record import RawItem, Refusal, item_as_data, item_from_data
 from memharbor.migrate.sources import sqlite_rows
+from memharbor.migrate.sources.json_values import Problem
 from memharbor.migrate.sources.openmemory import OpenMemorySource
-from memharbor.migrate.sources.qdrant_points import PointVectors, find_dims, point_vectors
+from memharbor.migrate.sources.qdrant_points import PointsExport, find_dims, point_vectors
 
 Item = RawItem | Refusal
 
@@ -500,7 +501,7 @@ EXPORTS = {
 def test_vectors_of_an_export_of_qdrant_are_carried(kind: str, is_packed: bool, database: Path, tmp_path: Path) -> None:
     path = tmp_path / "points.json"
     path.write_bytes(gzip.compress(EXPORTS[kind].encode()) if is_packed else EXPORTS[kind].encode())
-    source = OpenMemorySource(database, path)
+    source = OpenMemorySource(database, PointsExport(path))
     tea, rain, jazz, *_ = map(raw, read(source))
     assert struct.pack("<4f", *tea.vector or ()) == struct.pack("<4f", *FLOATS)
     assert rain.vector == (2.0, 3.0)
@@ -508,7 +509,7 @@ def test_vectors_of_an_export_of_qdrant_are_carried(kind: str, is_packed: bool, 
     assert source.describe().dims == 4
     assert source.describe().identity != OpenMemorySource(database).describe().identity
     assert_resumes(source)
-    in_zip, *_ = map(raw, read(OpenMemorySource(zipped(tmp_path / "x.zip", export()), path)))
+    in_zip, *_ = map(raw, read(OpenMemorySource(zipped(tmp_path / "x.zip", export()), PointsExport(path))))
     assert in_zip.vector == tea.vector
 
 
@@ -525,7 +526,7 @@ def test_vectors_of_an_export_of_qdrant_are_carried(kind: str, is_packed: bool, 
 def test_a_memory_whose_vector_is_bad_is_refused(vector: str, reason: str, database: Path, tmp_path: Path) -> None:
     path = tmp_path / "points.jsonl"
     path.write_text(f'{{"id": "{made_id(101)}", "vector": {vector}}}\n{json.dumps(OTHER)}\n')
-    refused, rain, *others = read(OpenMemorySource(database, path))
+    refused, rain, *others = read(OpenMemorySource(database, PointsExport(path)))
     assert isinstance(refused, Refusal)
     assert (refused.reason, refused.item.source_id) == (reason, made_id(101))
     assert raw(rain).vector == (2.0, 3.0)
@@ -537,9 +538,7 @@ def test_a_point_without_a_vector_has_none(vector: str, tmp_path: Path) -> None:
     path = tmp_path / "points.jsonl"
     path.write_text(f'{{"id": 7, "vector": {vector}}}\n')
     with point_vectors(path) as vectors:
-        assert isinstance(vectors, PointVectors)
-        assert vectors.find("7") is None
-        assert vectors.find("8") is None
+        assert vectors.find_many(["7", "8"]) == {}
     assert find_dims(path) is None
 
 
@@ -558,10 +557,10 @@ def test_a_damaged_export_of_vectors_ends_the_reading(
     path = tmp_path / "points.jsonl"
     path.write_text(content)
     if said is None:
-        assert len(read(OpenMemorySource(database, path))) == 6
+        assert len(read(OpenMemorySource(database, PointsExport(path)))) == 6
         return
     with pytest.raises(SourceDataError, match=said):
-        read(OpenMemorySource(database, path))
+        read(OpenMemorySource(database, PointsExport(path)))
 
 
 def test_the_temporary_file_goes_also_when_reading_is_left(
@@ -571,7 +570,7 @@ def test_the_temporary_file_goes_also_when_reading_is_left(
     monkeypatch.setattr(tempfile, "tempdir", str(tmp_path / "tmp"))
     path = tmp_path / "points.jsonl"
     path.write_text(EXPORTS["lines"])
-    items = OpenMemorySource(database, path).read()
+    items = OpenMemorySource(database, PointsExport(path)).read()
     next(items)
     assert list((tmp_path / "tmp").iterdir())
     items.close()  # type: ignore[attr-defined]
@@ -617,8 +616,9 @@ def test_memory_stays_flat_with_vectors(tmp_path: Path) -> None:
 
         def work() -> None:
             with point_vectors(path) as vectors:
-                assert vectors is not None
-                assert vectors.find(made_id(count - 1)) == (0.5,) * 32
+                (found,) = vectors.find_many([made_id(count - 1), "none"]).values()
+                assert not isinstance(found, Problem)
+                assert tuple(found) == (0.5,) * 32
 
         return traced_peak(work)
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import traceback
 import uuid
 from collections.abc import Iterable, Mapping
@@ -16,7 +17,7 @@ from memharbor.migrate.sources.platform import PlatformSource
 from memharbor.migrate.targets.platform import HASH, KEY, Outcome, PlatformTarget, import_key
 from memharbor.migrate.transform import Choice, transform
 from tests import platform_server
-from tests.platform_server import PROJECT, FakeClock, Fault, PlatformServer, client, memory_of
+from tests.platform_server import FakeClock, Fault, PlatformServer, client, memory_of
 
 ADD = "/v3/memories/add/"
 
@@ -40,9 +41,9 @@ def record(number: int, text: str | None = None, **data: Any) -> Record:
     return Record("memory", uuid.UUID(int=number + 1), str(number), payload)
 
 
-def write(server: PlatformServer, records: Iterable[Record], stack: str = "prod", **options: Any) -> list[Outcome]:
+def write(server: PlatformServer, records: Iterable[Record], **options: Any) -> list[Outcome]:
     with client(server) as http:
-        return list(PlatformTarget(http, stack, **options).write(records))
+        return list(PlatformTarget(http, **options).write(records))
 
 
 def words(outcomes: Iterable[Outcome]) -> list[str]:
@@ -83,7 +84,7 @@ def test_a_memory_is_spelled_as_the_service_takes_it() -> None:
             "mem0_migration_source": "memharbor",
             "mem0_migration_local_id": str(one.id),
             "mem0_migration_updated_at": "2025-04-01T08:00:00+00:00",
-            KEY: import_key("prod", str(one.id)),
+            KEY: import_key(str(one.id)),
         }
         assert outcome == Outcome(str(one.id), "inserted", server.memories[0]["id"])
         assert server.memories[0]["created_at"] == "2025-03-01T08:00:00+00:00"
@@ -116,10 +117,35 @@ def test_a_second_run_adds_nothing(null_scoping: bool) -> None:
         assert server.count(ADD) == 0
 
 
-def test_another_stack_has_memories_of_its_own() -> None:
+def test_a_memory_is_known_again_whatever_its_database_was_called() -> None:
+    """The keys of before were made of a name, and one database had several."""
+    records = [record(n) for n in range(40)]
+    with PlatformServer(one_of_a_text=False) as server:
+        write(server, records)
+        for number, memory in enumerate(server.memories):
+            name = "stack dev" if number % 2 else "the database of MEMHARBOR_DSN"
+            local_id = memory["metadata"]["mem0_migration_local_id"]
+            memory["metadata"][KEY] = hashlib.sha256(f"memharbor:{name}:{local_id}".encode()).hexdigest()
+        again = write(server, records)
+        assert words(again) == ["same"] * 40
+        assert [outcome.detail for outcome in again] == [memory["id"] for memory in server.memories]
+        assert len(server.memories) == 40
+
+
+def test_a_copy_in_another_database_is_the_same_memory() -> None:
+    review: list[Mapping[str, Any]] = []
     with PlatformServer() as server:
         write(server, [record(1)])
-        assert words(write(server, [record(1, "another text")], stack="staging")) == ["inserted"]
+        assert words(write(server, [record(1)])) == ["same"]
+        assert words(write(server, [record(1, "another text")], on_review=review.append)) == ["changed"]
+        assert [memory["memory"] for memory in server.memories] == ["fact 1"]
+        assert [each["record"]["data"]["data"] for each in review] == ["another text"]  # nothing is lost without a word
+
+
+def test_what_another_tool_brought_is_not_ours() -> None:
+    theirs = {"mem0_migration_source": "oss", "mem0_migration_local_id": str(record(1).id), KEY: "theirs"}
+    with PlatformServer([memory_of("fact of theirs", user_id="u1", metadata=theirs)]) as server:
+        assert words(write(server, [record(1)])) == ["inserted"]
 
 
 def test_an_owner_is_listed_once() -> None:
@@ -160,7 +186,7 @@ def test_a_run_that_ended_after_a_write_goes_on_with_the_next_one() -> None:
         with PlatformServer(one_of_a_text=False) as server:
             server.faults = [Fault("late", skip=dies_at)] + [Fault("status", status=503) for _ in range(40)]
             with client(server, attempts=2) as http, pytest.raises(ConnectError):
-                list(PlatformTarget(http, "prod").write(records))
+                list(PlatformTarget(http).write(records))
             server.faults.clear()
             assert set(words(write(server, records))) <= {"inserted", "same"}
             assert [memory["memory"] for memory in server.memories] == [f"fact {n}" for n in range(4)]
@@ -170,7 +196,7 @@ def test_a_lost_answer_that_is_never_found_ends_the_run() -> None:
     with PlatformServer() as server:
         server.faults = [Fault("drop", ADD) for _ in range(20)]
         with client(server) as http, pytest.raises(ConnectError, match="8 times") as caught:
-            list(PlatformTarget(http, "prod").write([record(1)]))
+            list(PlatformTarget(http).write([record(1)]))
         assert caught.value.hints
         assert server.count(ADD) == 8
 
@@ -184,8 +210,24 @@ def test_one_that_was_changed_here_goes_to_the_review_and_is_not_written() -> No
         assert words(outcomes) == ["changed", "changed", "same"]
         assert [each["platform_memory_id"] for each in review] == [memory["id"] for memory in server.memories]
         assert [each["record"]["data"]["data"] for each in review] == ["another text", "fact 2"]
+        assert [each["status"] for each in review] == ["changed_existing"] * 2
         assert all(each["existing_hash"] != each["local_hash"] for each in review)
         assert [memory["memory"] for memory in server.memories] == ["fact 1", "fact 2"]
+
+
+def test_one_whose_text_was_changed_there_goes_to_the_review_too() -> None:
+    review: list[Mapping[str, Any]] = []
+    records = [record(1), record(2, "  space around it \n"), record(3)]
+    with PlatformServer() as server:
+        write(server, records)
+        server.memories[1]["memory"] = "space around it"  # as a service may keep it
+        server.memories[2]["memory"] = "edited in the dashboard"
+        outcomes = write(server, records, on_review=review.append)
+        assert words(outcomes) == ["same", "same", "changed"]
+        (one,) = review
+        assert (one["status"], one["platform_memory_id"]) == ("changed_there", server.memories[2]["id"])
+        assert one["existing_hash"] == one["local_hash"]
+        assert server.memories[2]["memory"] == "edited in the dashboard"
 
 
 def test_a_record_that_comes_twice_is_written_once() -> None:
@@ -215,11 +257,12 @@ def test_an_empty_answer_to_a_write_that_was_done_is_understood() -> None:
         assert outcome == Outcome(str(record(1).id), "inserted", server.memories[0]["id"])
 
 
+@pytest.mark.parametrize("queued", ["answer", "results", "both"])
 @pytest.mark.parametrize("polls", [1, 2, 4])
-def test_an_event_is_asked_for_until_it_is_done(polls: int) -> None:
+def test_an_event_is_asked_for_until_it_is_done(polls: int, queued: Any) -> None:
     clock = FakeClock()
-    with PlatformServer(polls=polls) as server, client(server, clock) as http:
-        outcomes = list(PlatformTarget(http, "prod").write([record(1), record(2)]))
+    with PlatformServer(polls=polls, queued=queued) as server, client(server, clock) as http:
+        outcomes = list(PlatformTarget(http).write([record(1), record(2)]))
         assert words(outcomes) == ["inserted", "inserted"]
         assert {outcome.detail for outcome in outcomes} == {memory["id"] for memory in server.memories}
         events = [request.path for request in server.requests if request.path.startswith("/v1/event/")]
@@ -228,8 +271,9 @@ def test_an_event_is_asked_for_until_it_is_done(polls: int) -> None:
     assert words(outcomes) == ["inserted", "inserted"]
 
 
-def test_an_event_that_fails_refuses_its_record_only() -> None:
-    with PlatformServer(polls=1, event_ends="FAILED") as server:
+@pytest.mark.parametrize("queued", ["answer", "results", "both"])
+def test_an_event_that_fails_refuses_its_record_only(queued: Any) -> None:
+    with PlatformServer(polls=1, event_ends="FAILED", queued=queued) as server:
         outcomes = write(server, [record(1), record(2)])
         assert words(outcomes) == ["refused", "refused"]
         assert all("failed" in outcome.detail for outcome in outcomes)
@@ -238,7 +282,7 @@ def test_an_event_that_fails_refuses_its_record_only() -> None:
 def test_an_event_that_does_not_end_ends_the_run() -> None:
     with PlatformServer(polls=100) as server, client(server) as http:
         with pytest.raises(ConnectError, match="still PENDING") as caught:
-            list(PlatformTarget(http, "prod").write([record(1)]))
+            list(PlatformTarget(http).write([record(1)]))
         assert "run the same command again" in caught.value.hints[0]
 
 
@@ -279,11 +323,20 @@ def test_an_expiry_of_ours_becomes_the_day_of_theirs() -> None:
         assert server.memories[0]["expiration_date"] == "2030-01-31"
 
 
+@pytest.mark.parametrize("at", ["not a date", "0001-01-01T00:00:00+14:00", 7])
+def test_an_instant_that_is_none_stops_nothing(at: Any) -> None:
+    with PlatformServer() as server:
+        assert words(write(server, [record(1, created_at=at), record(2)])) == ["inserted", "inserted"]
+        bodies = [request.body for request in server.requests if request.path == ADD]
+        assert [type(body.get("timestamp")) for body in bodies][-1] is int
+        assert words(write(server, [record(1, created_at=at)])) == ["same"]
+
+
 def test_a_key_that_is_refused_stops_the_run() -> None:
     with PlatformServer() as server, client(server) as http:
         server.faults = [Fault("status", ADD, status=401)]
         with pytest.raises(ConfigError) as caught:
-            list(PlatformTarget(http, "prod").write([record(1)]))
+            list(PlatformTarget(http).write([record(1)]))
         assert platform_server.KEY not in "".join(traceback.format_exception(caught.value))
 
 
@@ -292,7 +345,7 @@ def test_an_answer_of_another_shape_is_said_to_be_one(body: Any) -> None:
     with PlatformServer() as server, client(server) as http:
         server.faults = [Fault("status", ADD, status=200, body=body)]
         with pytest.raises(SourceDataError):
-            list(PlatformTarget(http, "prod").write([record(1)]))
+            list(PlatformTarget(http).write([record(1)]))
 
 
 def test_what_travels_there_and_back_is_the_same() -> None:
@@ -307,43 +360,3 @@ def test_what_travels_there_and_back_is_the_same() -> None:
         for name in ("data", "user_id", "categories", "expiration_date", "colour"):
             assert there.data[name] == one.data[name]
         assert there.data["mem0_migration_local_id"] == str(one.id)
-
-
-def test_settings_that_the_service_has_are_set_once() -> None:
-    wanted = {
-        "custom_instructions": "Keep names.",
-        "custom_categories": [{"food": "What they eat"}],
-        "decay": None,
-        "llm": {"provider": "openai"},
-    }
-    with PlatformServer() as server, client(server) as http:
-        target = PlatformTarget(http, "prod")
-        planned = target.sync_config(wanted, apply=False)
-        assert planned.changed == ("custom_instructions", "custom_categories")
-        assert planned.unsupported == ("llm",)
-        assert server.project["custom_instructions"] is None
-        assert target.sync_config(wanted) == planned
-        patch = next(request for request in server.requests if request.method == "PATCH")
-        assert patch.path == PROJECT
-        assert patch.body == {
-            "custom_instructions": "Keep names.",
-            "custom_categories": [{"food": "What they eat"}],
-            "org_id": "org-1",
-            "project_id": "proj-1",
-        }
-        again = target.sync_config(wanted)
-        assert (again.changed, again.same) == ((), ("custom_instructions", "custom_categories"))
-        assert sum(request.method == "PATCH" for request in server.requests) == 1
-
-
-def test_nothing_is_asked_where_no_setting_can_be_set() -> None:
-    with PlatformServer() as server, client(server) as http:
-        assert PlatformTarget(http, "prod").sync_config({"llm": {}}).unsupported == ("llm",)
-        assert server.requests == []
-
-
-def test_a_key_without_a_project_cannot_be_given_settings() -> None:
-    with PlatformServer() as server, client(server) as http:
-        server.faults = [Fault("status", "/v1/ping/", status=200, body={"status": "ok"})]
-        with pytest.raises(ConfigError, match="no project"):
-            PlatformTarget(http, "prod").sync_config({"decay": True})

@@ -19,7 +19,8 @@ from memharbor.errors import ConnectError, SourceDataError
 from memharbor.migrate.reasons import REASONS
 from memharbor.migrate.record import RawItem, Refusal, item_as_data, item_from_data
 from memharbor.migrate.sources import sqlite_rows
-from memharbor.migrate.sources.sqlite import SqliteSource, UsersFrom
+from memharbor.migrate.sources.sqlite import SqliteSource
+from memharbor.migrate.sources.user_names import UsersFrom
 
 Item = RawItem | Refusal
 
@@ -259,8 +260,18 @@ def test_a_user_without_a_name_is_not_mapped(name: str | None, tmp_path: Path) -
     good, refused, change = read(source)
     assert raw(good).data["user_id"] == raw(change).data["user_id"] == "a@x"
     assert isinstance(refused, Refusal)
-    assert (refused.reason, refused.detail) == ("not-mapped", "its user `8` has no name in table `users`")
+    assert (refused.reason, refused.item.data["user_id"]) == ("not-mapped", "users:8")
+    assert "user `8` has no name in table `users`" in refused.detail
     assert_resumes(source)
+
+
+def test_a_name_of_two_users_is_refused_since_one_would_see_the_others_memories(tmp_path: Path) -> None:
+    users = [("insert into users values (?, ?, ?)", row) for row in ((7, "a@x", "anna"), (8, "b@x", "anna"))]
+    path = chatsg(tmp_path / "chat.db", "email text, name text", users)
+    for use in (SqliteSource(path, "username").describe, lambda: list(SqliteSource(path, "username").read())):
+        with pytest.raises(SourceDataError, match="the same `name` twice"):
+            use()
+    assert [raw(each).data["user_id"] for each in read(SqliteSource(path, "email"))] == ["a@x", "b@x", "a@x"]
 
 
 @pytest.mark.parametrize("users", [None, "name text"])

@@ -20,6 +20,7 @@ from memharbor.migrate.record import (
     RawItem,
     Record,
     Refusal,
+    State,
     item_as_data,
     item_from_data,
     pack_vector,
@@ -100,6 +101,10 @@ def test_an_id_that_is_a_uuid_stays_and_any_other_is_the_same_in_every_run() -> 
         ("2025-01-15T10:00:00-08:00", "2025-01-15T10:00:00-08:00"),
         (1736935200, "2025-01-15T10:00:00+00:00"),
         (1736935200000, "2025-01-15T10:00:00+00:00"),
+        (" 2025-01-15T10:00:00Z\n", "2025-01-15T10:00:00Z"),
+        # Spellings that PostgreSQL does not read.
+        ("2025-W03-3T10:00Z", "2025-01-15T10:00:00+00:00"),
+        ("20250115T100000,5Z", "2025-01-15T10:00:00.500000+00:00"),
     ],
 )
 def test_instants(value: Any, expected: str) -> None:
@@ -157,6 +162,10 @@ def test_who_and_what_was_chosen() -> None:
     for changes in ({"user_id": "bob"}, {"created_at": "2025-02-01T00:00:00Z"}, {"created_at": "2024-12-31T23:00:00Z"}):
         assert transform(RawItem("memory", "7", {**data, **changes}, "1"), "test", choice) is None
     assert reason({**data, "user_id": "bob"}, Choice(remap_users={"alice": "a"})) == "not-mapped"
+    change = {"memory_id": "mem_1", "user_id": "alice", "event": "UPDATE", "updated_at": "2025-01-31T23:59:59Z"}
+    for at, is_chosen in (("2025-01-31T23:59:59Z", True), ("2025-02-01T00:00:00Z", False)):
+        found = transform(RawItem("history", "7", {**change, "updated_at": at}, "1"), "test", choice)
+        assert isinstance(found, Record) is is_chosen
 
 
 @given(
@@ -212,10 +221,10 @@ def test_a_segment_is_whole_or_not_there(tmp_path: Path) -> None:
 def test_what_was_noted_of_a_segment_that_never_appeared_is_forgotten(tmp_path: Path) -> None:
     records = [made({"data": f"fact {number}", "user_id": "a"}, source_id=str(number)) for number in range(3)]
     seen = Seen(tmp_path / "seen.sqlite", segment=0)
-    seen.note_target([(uuid.uuid4(), "a", None, None, str(records[2].data["hash"]))])
+    seen.note_target([(uuid.uuid4(), "a", None, None, hashlib.md5(records[2].text.encode()).hexdigest())])
     seen.begin()
     assert [seen.meet(record, record_as_data(record), 1) for record in records] == ["new", "new", "same-text"]
-    seen.commit()
+    seen.commit(1)
     seen.close()
     again = Seen(tmp_path / "seen.sqlite", segment=0)
     assert again.knows_target
@@ -223,7 +232,43 @@ def test_what_was_noted_of_a_segment_that_never_appeared_is_forgotten(tmp_path: 
     assert again.meet(records[0], record_as_data(records[0]), 1) == "same-id"
     other = made({"data": "another", "user_id": "a"}, source_id="0")
     assert again.meet(other, record_as_data(other), 1) == "other-content"
+    assert again.missing == []
     again.close()
+    later = Seen(tmp_path / "seen.sqlite", segment=2)
+    assert later.missing == [1, 2]
+    later.close()
+
+
+def test_what_was_noted_and_cut_by_a_power_failure_is_begun_anew(tmp_path: Path) -> None:
+    path = tmp_path / "seen.sqlite"
+    seen = Seen(path, segment=0)
+    seen.begin()
+    seen.meet(made({"data": "x", "user_id": "a"}), {}, 1)
+    seen.commit(1)
+    seen.close()
+    path.write_bytes(path.read_bytes()[:5000] + b"\0" * 3000)
+    again = Seen(path, segment=1)
+    assert (again.missing, again.knows_target) == ([1], False)
+    again.close()
+
+
+@pytest.mark.parametrize("first", ["active", "paused", "archived", "deleted"])
+@pytest.mark.parametrize("second", ["active", "paused", "archived", "deleted"])
+def test_only_what_mem0_meets_twice_is_left_out(tmp_path: Path, first: State, second: State) -> None:
+    # The hash of a source may be of a text that it had before, or of none.
+    data = {"data": "likes tea", "user_id": "a"}
+    states = [(first, {**data, "hash": "one"}), (second, {**data, "hash": "two"})]
+    seen = Seen(tmp_path / "seen.sqlite", segment=0)
+    verdicts = []
+    for number, (state, fields) in enumerate(states):
+        item = RawItem("memory", str(number), fields, "1", state=state)
+        record = transform(item, "test", Choice())
+        assert isinstance(record, Record)
+        verdicts.append(seen.meet(record, record_as_data(record), 1))
+    other = made({"data": "likes coffee", "user_id": "a", "hash": "one"}, source_id="3")
+    assert seen.meet(other, record_as_data(other), 1) == "new"
+    seen.close()
+    assert verdicts == ["new", "same-text" if first == second == "active" else "new"]
 
 
 @pytest.mark.parametrize(
@@ -238,7 +283,7 @@ def test_what_was_noted_of_a_segment_that_never_appeared_is_forgotten(tmp_path: 
              "actor": "history"},
         ),
         (
-            {"table": "mem0_history", "memory_id": "mem_1", "action": "ADD", "user_id": "7", "created_at": 1736935200},
+            {"table": "mem0_history", "memory_id": "mem_1", "action": "ADD", "user_id": 7, "created_at": 1736935200},
             {"operation": "create", "user_id": "7", "changed_at": "2025-01-15T10:00:00+00:00", "actor": "mem0_history"},
         ),
         (
@@ -256,6 +301,17 @@ def test_a_change_of_any_history_names_the_memory_by_the_id_that_it_got(
     found = transform(RawItem("history", "1", data, "1"), "test", Choice())
     assert isinstance(found, Record)
     assert found.data == {"memory_id": str(memory.id), **expected}
+
+
+def test_an_entity_of_the_typescript_sdk_names_its_memories_by_the_ids_that_they_got() -> None:
+    memory = made({"data": "x", "user_id": "a"}, source_id="mem_1")
+    fields = {"data": "Berlin", "userId": "a", "entityType": "PLACE", "linkedMemoryIds": ["mem_1", str(memory.id)]}
+    found = transform(RawItem("entity", "1", fields, "1"), "test", Choice())
+    assert isinstance(found, Record)
+    assert found.data["linked_memory_ids"] == [str(memory.id)] * 2
+    assert (found.data["entity_type"], found.user_id) == ("PLACE", "a")
+    # In a memory it is the caller's own.
+    assert made({"data": "x", "user_id": "a", "entityType": "PLACE"}).data["entityType"] == "PLACE"
 
 
 def test_messages_stay_behind() -> None:

@@ -13,7 +13,6 @@ import threading
 import traceback
 import uuid
 from collections import Counter
-from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -38,9 +37,9 @@ from memharbor.migrate.targets.zep_mapping import (
 )
 from memharbor.migrate.targets.zep_migrator import Mem0ToZepMigrator
 from memharbor.migrate.targets.zep_state import FILE, ZepState
-from memharbor.migrate.targets.zep_validation import report_text, validate
 from tests import zep_server
 from tests.platform_server import FakeClock
+from tests.zep_records import checked, record, turn, words, write
 from tests.zep_server import Fault, ZepServer, client
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -51,37 +50,6 @@ EPISODES = "/graphs/*/episodes"
 @pytest.fixture(autouse=True)
 def _no_proxy(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("NO_PROXY", "127.0.0.1")
-
-
-def record(number: int, text: str | None = None, **data: Any) -> Record:
-    payload = {
-        "data": text or f"fact {number}",
-        "hash": "0123",
-        "text_lemmatized": "fact",
-        "created_at": f"2025-03-01T08:{number % 60:02}:00.5+01:00",
-        "user_id": f"u{number % 3}",
-        **data,
-    }
-    return Record("memory", uuid.UUID(int=number + 1), str(number), payload)
-
-
-def turn(number: int, **data: Any) -> Record:
-    role = "patient" if number % 2 == 0 else "assistant"
-    return record(number, **{"run_id": "talk", "user_id": "alice", "role": role, **data})
-
-
-def write(server: ZepServer, folder: Path, records: Iterable[Record], **options: Any) -> list[Outcome]:
-    with client(server) as http:
-        return list(ZepTarget(http, folder, **options).write(records))
-
-
-def words(outcomes: Iterable[Outcome]) -> Counter[str]:
-    return Counter(outcome.word for outcome in outcomes)
-
-
-def checked(server: ZepServer, folder: Path, records: Iterable[Record], **options: Any) -> dict[str, Any]:
-    with client(server) as http:
-        return validate(ZepTarget(http, folder, **options), records)
 
 
 def test_a_memory_becomes_an_episode_of_its_user(tmp_path: Path) -> None:
@@ -324,6 +292,16 @@ def test_users_who_are_gone_there_are_named(tmp_path: Path) -> None:
         assert single.detail == "404 graph not found"
 
 
+@pytest.mark.parametrize("at", ["not a date", "0001-01-01T00:00:00+14:00", 7])
+def test_an_instant_that_is_none_stops_nothing(tmp_path: Path, at: Any) -> None:
+    records = [record(1, created_at=at), record(2)]
+    with ZepServer() as server:
+        assert words(write(server, tmp_path, records)) == {"inserted": 2}
+        bodies = [request.body for request in server.requests if request.path.endswith("/episodes")]
+        assert ["reference_time" in body for body in bodies] == [False, True]
+        assert checked(server, tmp_path, records)["is_complete"]
+
+
 def test_other_contents_stay(tmp_path: Path) -> None:
     with ZepServer() as server:
         write(server, tmp_path, [record(1, "old")])
@@ -479,44 +457,36 @@ def test_a_state_is_of_one_project_and_one_process(tmp_path: Path) -> None:
         ZepState(tmp_path / "bad")
 
 
-def test_a_validation_finds_every_difference(tmp_path: Path) -> None:
-    records = [record(number) for number in range(12)]
-    with ZepServer(page_size_max=3) as server:
-        write(server, tmp_path, records)
-        for episode in server.episodes:
-            episode["processed"] = True
-        good = checked(server, tmp_path, records)
-        assert good == {
-            "users": 3,
-            "refused": 0,
-            "memories": 12,
-            "pieces": 12,
-            "there": 12,
-            "missing": 0,
-            "doubled": 0,
-            "other_contents": 0,
-            "other_times": 0,
-            "pending": 0,
-            "is_complete": True,
-            "named": [],
-        }
-        by_text = {episode["content"]: episode for episode in server.episodes}
-        server.episodes.remove(by_text["fact 0"])
-        server.episodes.append({**by_text["fact 1"], "uuid": "twice"})
-        by_text["fact 2"]["reference_time"] = "2020-01-01T00:00:00Z"
-        by_text["fact 4"]["metadata"]["memharbor_hash"] = "0"
-        by_text["fact 5"]["processed"] = False
-        server.episodes.append({**by_text["fact 6"], "metadata": {"own": 1}, "uuid": "foreign"})
-        bad = checked(server, tmp_path, [*records, record(99, user_id="nobody"), record(98, user_id="")])
-        assert not bad["is_complete"]
-        found = {
-            name: bad[name] for name in ("missing", "doubled", "other_times", "other_contents", "pending", "refused")
-        }
-        assert found == {"missing": 2, "doubled": 1, "other_times": 1, "other_contents": 1, "pending": 1, "refused": 1}
-        assert [each["user_id"] for each in bad["named"]] == ["nobody", "u0", "u1", "u2"]
-        text = report_text(bad)
-        assert "`nobody`: 0 of 1; missing 1" in text
-        assert "not all are in Zep" in text
+def test_the_table_of_the_seed_is_the_default() -> None:
+    """`preferences` is no type there but is stored in message metadata."""
+    assert DEFAULT["memory_types"] == {
+        "messages": "CONVERSATION",
+        "insights": "EMOTIONAL_STATE",
+        "summary": "SESSION_SUMMARY",
+        "traits": "TREATMENT_PLAN",
+    }
+    assert DEFAULT["user_roles"] == {
+        "user": "patient",
+        "therapist": "therapist",
+        "admin": "admin",
+        "support": "support",
+    }
+    seeds = {"user": "user", "assistant": "assistant", "ai": "assistant", "system": "system", "therapist": "user"}
+    assert DEFAULT["roles"].items() >= seeds.items()
+    likes = turn(1, text="prefers mornings", memory_type="preferences")
+    (message,) = Speller(Mapped(), threads=True).pieces(likes)
+    assert message.body["metadata"]["preferences"] == message.body["content"] == "prefers mornings"
+    assert "memory_type" not in message.body["metadata"]
+    (episode,) = Speller(Mapped()).pieces(likes)
+    assert episode.body["metadata"]["preferences"] == "prefers mornings"
+    assert episode.body["source_description"] == "preferences"
+    as_label = parse_mapping({"types_in_metadata": {}, "memory_types": {"preferences": "LIKES"}})
+    assert Speller(as_label).pieces(likes)[0].body["metadata"]["memory_type"] == "LIKES"
+    long = record(1, "Word. " * 3000, run_id="r", agent_id="a", app_id="b", categories=["c"], memory_type="preferences")
+    parts = Speller(Mapped()).pieces(Record("memory", long.id, "", {**long.data, "expiration_date": "2030-01-31"}))
+    assert len(parts) == 2
+    assert all(len(part.body["metadata"]) == 10 for part in parts)
+    assert all(part.body["metadata"]["preferences"] == part.body["data"] for part in parts)
 
 
 def test_the_default_mapping_can_be_written_edited_and_read(tmp_path: Path) -> None:
@@ -542,6 +512,8 @@ def test_the_default_mapping_can_be_written_edited_and_read(tmp_path: Path) -> N
         ({"roles": []}, "`roles`"),
         ({"memory_types": {"messages": 3}}, "`memory_types.messages`"),
         ({"user_roles": {"admin": ""}}, "`user_roles.admin`"),
+        ({"types_in_metadata": {"likes": "memharbor_id"}}, "`types_in_metadata.likes`"),
+        ({"types_in_metadata": ["likes"]}, "`types_in_metadata`"),
         ({"role_key": 7}, "`role_key`"),
         ({"metadata": "categories"}, "`metadata`"),
         ({"metadata": ["memharbor_id"]}, "`memharbor_id`"),

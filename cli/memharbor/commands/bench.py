@@ -2,10 +2,15 @@
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
 import click
 
 from memharbor.commands import common_options, confirm, dry_run_option, dsn_option, stack_option, yes_option
 from memharbor.output import Output
+
+if TYPE_CHECKING:
+    from memharbor.bench.migrate import MigrateBench
 
 
 @click.group()
@@ -50,35 +55,73 @@ def backup(output: Output, rows: int, users: int, dry_run: bool, yes: bool, stac
 @bench.command("migrate")
 @click.option("--rows", type=click.IntRange(100), default=20_000, show_default=True, help="Memories to make.")
 @click.option("--users", type=click.IntRange(1), default=50, show_default=True, help="Users they belong to.")
+@click.option("--sizes", metavar="N,…", help="Instead, migrate so many memories from end to end, each size by itself.")
 @dry_run_option
 @yes_option
 @dsn_option
 @stack_option
 @common_options
-def migrate(output: Output, rows: int, users: int, dry_run: bool, yes: bool, dsn: str | None, stack: str) -> None:
+def migrate(
+    output: Output, rows: int, users: int, sizes: str | None, dry_run: bool, yes: bool, dsn: str | None, stack: str
+) -> None:
     """
-    Compare a load with statements of a hundred rows and with a bare COPY, on an empty database.
+    Compare a load with the seeds' import script and with a bare COPY, on an empty database.
 
-    Loads the same made-up memories each way and empties the database again. Ratios are against the first way.
+    Loads the same made-up memories each way, embeds as many texts one by one and in batches, and empties the database
+    again. Ratios are against the first way of each piece of work.
 
     \b
-    Example:
+    Examples:
       memharbor bench migrate --stack bench --yes
+      memharbor bench migrate --stack bench --sizes 1000,10000,100000,1000000 --yes
     """
-    from memharbor.bench.measure import compare
-    from memharbor.bench.migrate import MigrateBench, peak_memory_bytes
-    from memharbor.output import size_text
+    from memharbor.bench.migrate import MigrateBench
     from memharbor.target import find_target
 
     run = MigrateBench(find_target(stack, dsn), output)
     run.refuse_memories()
+    numbers = _read_sizes(sizes)
+    work = "migrate " + ", ".join(f"{number:,}" for number in numbers) if numbers else f"load {rows:,}"
     if dry_run:
-        text = f"would load {rows:,} memories of {users:,} users four times, and delete them again"
-        output.result({"dry_run": True, "rows": rows, "users": users}, text)
+        text = f"would {work} made-up memories, and delete them again"
+        output.result({"dry_run": True, "rows": rows, "users": users, "sizes": numbers}, text)
         return
-    confirm(f"Load {rows:,} made-up memories four times, and delete them again?", yes=yes)
-    measures = compare(run.run(rows=rows, users=users))
+    confirm(f"{work.capitalize()} made-up memories, and delete them again?", yes=yes)
+    if numbers:
+        _bench_sizes(run, numbers)
+    else:
+        _bench_ways(run, rows, users)
+
+
+def _bench_ways(run: MigrateBench, rows: int, users: int) -> None:
+    from memharbor.bench.measure import compare
+    from memharbor.bench.whole_runs import embed_both_ways
+
+    measures = compare([*run.run(rows=rows, users=users), *embed_both_ways(run.target, run.output, rows)])
     for each in measures:
-        each["rows_per_second"] = round(rows / each["seconds"])
-    output.table(measures, ["way", "seconds", "seconds_ratio", "rows_per_second"])
-    output.note(f"peak memory {size_text(peak_memory_bytes())}")
+        each["rows_per_second"] = round(rows / max(each["seconds"], 0.01))  # which is as exact as they are
+    run.output.table(measures, ["work", "way", "seconds", "seconds_ratio", "rows_per_second"])
+
+
+def _bench_sizes(run: MigrateBench, sizes: list[int]) -> None:
+    from dataclasses import asdict
+
+    from memharbor.bench.whole_runs import run_sizes
+
+    found = [asdict(each) for each in run_sizes(run.target, run.output, sizes)]
+    for each in found:
+        each["minutes"] = round(each.pop("run_seconds") / 60, 2)
+        each["compare_seconds"] = round(each["compare_seconds"], 1)
+    run.output.table(found, ["rows", "minutes", "compare_seconds", "peak_memory_bytes", "differences"])
+
+
+def _read_sizes(text: str | None) -> list[int]:
+    from memharbor.errors import UsageError
+
+    try:
+        sizes = [int(part) for part in (text or "").split(",") if part]
+    except ValueError:
+        sizes = [0]
+    if not all(size > 0 for size in sizes):
+        raise UsageError(f"`--sizes {text}` are no numbers of memories", hint="for instance `--sizes 1000,10000`")
+    return sizes

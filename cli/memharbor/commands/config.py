@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from memharbor.commands import common_options, dsn_option, stack_option
+from memharbor.commands.config_platform import sync_platform
 from memharbor.output import Output
 
 if TYPE_CHECKING:
@@ -18,6 +19,9 @@ if TYPE_CHECKING:
 @click.group()
 def config() -> None:
     """Convert Mem0's configurations, and print one for a stack."""
+
+
+config.add_command(sync_platform)
 
 
 @config.command()

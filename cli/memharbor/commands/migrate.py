@@ -8,13 +8,15 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from memharbor.commands import common_options, confirm, dry_run_option, dsn_option, stack_option, yes_option
+from memharbor.commands.migrate_embed import embed
 from memharbor.commands.migrate_export import export
 from memharbor.commands.migrate_options import (
+    checkpoint_option,
     choice_options,
     embedding_options,
-    read_embedding,
     read_settings,
     read_source,
+    read_users,
     run_argument,
     source_options,
 )
@@ -23,8 +25,10 @@ from memharbor.output import Output
 if TYPE_CHECKING:
     from collections.abc import Callable
 
+    from memharbor.migrate.opening import SourceSpec
     from memharbor.migrate.pipeline import Report, Step
     from memharbor.migrate.runs import RunSettings
+    from memharbor.migrate.transform import Choice
     from memharbor.migrate.workfolder import WorkFolder
     from memharbor.target import Target
 
@@ -48,7 +52,8 @@ def plan(output: Output, sample: int, dsn: str | None, stack: str, **options: An
     """
     Say what a migration will take: counts, time, cost of embeddings, and what will be refused.
 
-    The first items are read, transformed and judged for real; nothing is written.
+    The first items go through every step for real, and what they loaded is rolled back; a file is counted to its end.
+    Nothing is written, and nothing is sent to an embedding endpoint: only a model of this machine is timed.
 
     \b
     Example:
@@ -68,7 +73,7 @@ def plan(output: Output, sample: int, dsn: str | None, stack: str, **options: An
 @choice_options
 @embedding_options
 @click.option("--until", type=click.Choice(_STEPS), default="verify", show_default=True, help="The last step to do.")
-@click.option("--checkpoint/--no-checkpoint", default=True, help="Take a checkpoint first.  [default: yes]")
+@checkpoint_option
 @dry_run_option
 @dsn_option
 @stack_option
@@ -103,6 +108,9 @@ def run(
 @migrate.command()
 @source_options
 @click.option("--output-file", "path", type=click.Path(dir_okay=False), required=True, help="A file of JSON lines.")
+@click.option("--users", metavar="ID,…", help="Only these users.")
+@click.option("--from-date", metavar="TIME", help="Only what was created then or later.")
+@click.option("--to-date", metavar="TIME", help="Only what was created before then.")
 @click.option("--replace", is_flag=True, help="Replace a file that is there.")
 @dry_run_option
 @common_options
@@ -110,24 +118,29 @@ def read(output: Output, path: str, replace: bool, dry_run: bool, **options: Any
     """
     Read a source into a file of JSON lines with a manifest; needs no database of ours.
 
-    A reading that was stopped goes on when it is repeated. `migrate run --from file` reads the file.
+    A reading that was stopped goes on when it is repeated. `migrate run --from file` reads the file, and does the same
+    as a run from the source.
 
     \b
-    Example:
+    Examples:
       memharbor migrate read --from platform --output-file platform-export.jsonl
+      memharbor migrate read --from platform --users alice,bob --output-file two-users.jsonl
     """
     from pathlib import Path
 
-    from memharbor.migrate.fetching import fetch
+    from memharbor.migrate.fetching import fetch, refuse_unwritable
     from memharbor.migrate.opening import open_source
 
-    with open_source(read_source(options)) as source:
+    spec, users, choice = _read_choice(options)
+    with open_source(spec, users=users) as source:
         if dry_run:
+            refuse_unwritable(Path(path), replace=replace)
             info = source.describe()
             counts = ", ".join(f"{count:,} of kind {kind}" for kind, count in info.counts.items()) or "what is there"
-            output.result({"dry_run": True, "counts": dict(info.counts)}, f"would read {counts} from {info.name}")
+            text = f"would read {counts} from {info.name}" + (", and keep what is chosen" if choice else "")
+            output.result({"dry_run": True, "counts": dict(info.counts)}, text)
             return
-        manifest = fetch(source, Path(path), output, replace=replace)
+        manifest = fetch(source, Path(path), output, replace=replace, choice=choice)
     refused = sum(manifest["refused"].values())
     output.result(manifest, f"{sum(manifest['items'].values()):,} items in {path}; refused {refused:,}")
 
@@ -189,32 +202,49 @@ def status(output: Output, name: str | None, dsn: str | None, stack: str) -> Non
 @migrate.command()
 @run_argument
 @click.option("--input", "path", type=click.Path(exists=True, dir_okay=False), help="A mended copy of them.")
+@click.option("--remap-users", metavar="FILE", help="A longer one than the run had.")
+@checkpoint_option
 @dry_run_option
 @dsn_option
 @stack_option
 @common_options
-def retry(output: Output, name: str | None, path: str | None, dry_run: bool, dsn: str | None, stack: str) -> None:
+def retry(
+    output: Output,
+    name: str | None,
+    path: str | None,
+    remap_users: str | None,
+    checkpoint: bool,
+    dry_run: bool,
+    dsn: str | None,
+    stack: str,
+) -> None:
     """
-    Try again what a run refused, after it was mended in `dead-letters.jsonl` of its folder.
+    Try again what a run refused, after it was mended in `dead-letters.jsonl` of its folder; the newest by default.
+
+    Items are chosen and renamed as the run did; what it refused later on has its new name already.
 
     \b
-    Example:
+    Examples:
       memharbor migrate retry 20261121T093000Z-file
+      memharbor migrate retry 20261121T093000Z-file --remap-users all-users.csv
     """
+    from pathlib import Path
+
     from memharbor.migrate.rehearsal import rehearse
+    from memharbor.migrate.remapping import read_remap
     from memharbor.migrate.runs import find_run, settings_of_retry
     from memharbor.operations import migrations_folder
     from memharbor.target import find_target
 
     folder = find_run(migrations_folder(stack, dsn), name)
-    settings, source_name = settings_of_retry(folder, path)
+    settings = settings_of_retry(folder, path, read_remap(Path(remap_users)) if remap_users else None)
     target = find_target(stack, dsn)
     if dry_run:
-        report = rehearse(settings, target, output, source_name=source_name)
+        report = rehearse(settings, target, output)
         output.result({"dry_run": True, **report.as_data()}, f"would do: {_counts_text(report)}")
         return
-    new = _new_folder(stack, dsn, settings)
-    _carry_out(output, target, new, "verify", settings=settings, source_name=source_name)
+    take = partial(_take_checkpoint, output, stack, dsn) if checkpoint else None
+    _carry_out(output, target, _new_folder(stack, dsn, settings), "verify", settings=settings, take_checkpoint=take)
 
 
 @migrate.command()
@@ -284,35 +314,19 @@ def rollback(output: Output, name: str | None, dry_run: bool, yes: bool, dsn: st
     output.result(report.as_data(), f"rolled back to checkpoint {checkpoint} by {plan.way} in {report.seconds:.1f} s")
 
 
-@migrate.command()
-@embedding_options
-@click.option("--filter", "only", type=click.Choice(["missing", "all"]), default="missing", show_default=True)
-@click.option("--user", "user_id", metavar="ID", help="Only this user's memories.")
-@dry_run_option
-@dsn_option
-@stack_option
-@common_options
-def embed(
-    output: Output, only: Any, user_id: str | None, dry_run: bool, dsn: str | None, stack: str, **options: Any
-) -> None:
+def _read_choice(options: dict[str, Any]) -> tuple[SourceSpec, tuple[str, ...], Choice | None]:
     """
-    Embed memories that have no embedding, or all of them anew; searches never meet half of it.
+    Read which source and which of its items are meant.
 
-    \b
-    Examples:
-      memharbor migrate embed --model text-embedding-3-small
-      memharbor migrate embed --filter all --model text-embedding-3-large
+    Raises:
+        UsageError: `--users` names nobody, or a date is none.
     """
-    from memharbor.migrate.rehearsal import embed_database
-    from memharbor.target import find_target
+    from memharbor.migrate.runs import RunSettings
 
-    target = find_target(stack, dsn)
-    report = embed_database(
-        target, read_embedding(options, target, required=True), output, only=only, user_id=user_id, dry_run=dry_run
-    )
-    words = "would embed" if dry_run else "embedded"
-    text = ", ".join(f"{count:,} {table}" for table, count in report.counts.items())
-    output.result({"dry_run": dry_run, **report.as_data()}, f"{words} {text}; refused {len(report.refused):,}")
+    spec, users = read_source(options), read_users(options["users"])
+    settings = RunSettings(spec, users, options["from_date"], options["to_date"], vectors="generate")
+    chooses = bool(users or options["from_date"] or options["to_date"])
+    return spec, users, settings.choice(0) if chooses else None
 
 
 def _new_folder(stack: str, dsn: str | None, settings: RunSettings) -> WorkFolder:
@@ -343,20 +357,18 @@ def _carry_out(
     *,
     settings: RunSettings | None = None,
     take_checkpoint: Callable[[str], str] | None = None,
-    source_name: str | None = None,
 ) -> None:
     from memharbor.migrate.runs import opened_run
 
-    with opened_run(
-        folder, target, output, settings=settings, take_checkpoint=take_checkpoint, source_name=source_name
-    ) as opened:
+    with opened_run(folder, target, output, settings=settings, take_checkpoint=take_checkpoint) as opened:
         report = opened.carry_out(until)
         name = folder.path.name
         text = f"run {name}: {_counts_text(report)}"
         if report.counts["refused"]:
             text += f"\nrefused ones, with their reasons: {folder.path}/dead-letters.jsonl"
         if opened.checkpoint:
-            text += f"\nto undo: memharbor migrate rollback {name}"
+            where = "" if target.outputs is None else f" --stack {target.outputs.stack}"
+            text += f"\nto undo: memharbor migrate rollback {name}{where}"
         output.result({"run": name, "checkpoint": opened.checkpoint, **report.as_data()}, text)
 
 
@@ -365,4 +377,5 @@ def _counts_text(report: Report) -> str:
     return ", ".join(f"{report.counts[word]:,} {word.replace('_', ' ')}" for word in words)
 
 
+migrate.add_command(embed)
 migrate.add_command(export)

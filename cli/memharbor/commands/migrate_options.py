@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from typing import TYPE_CHECKING, Any
 
 import click
@@ -9,12 +10,16 @@ import click
 from memharbor.commands import Command
 
 if TYPE_CHECKING:
-    from memharbor.migrate.opening import EmbeddingSpec, SourceSpec
+    from memharbor.migrate.opening import EmbeddingSpec, Pace, SourceSpec
     from memharbor.migrate.runs import RunSettings
     from memharbor.target import Target
 
 # As `memharbor.migrate.opening.KINDS`, which is not imported for the sake of `--help`; a test holds them equal.
 KINDS = ["file", "platform", "mem0-pgvector", "supabase-vecs", "canonical", "sqlite", "openmemory", "dead-letters"]
+
+# Those in which a table `users` may say what users are called.
+_WITH_USERS = ("sqlite", "canonical")
+_SOURCE_NAME = re.compile(r"[A-Za-z0-9._-]{1,64}")
 
 
 def _add(command: Command, options: list[Any]) -> Command:
@@ -28,6 +33,12 @@ def run_argument(command: Command) -> Command:
     return click.argument("name", metavar="[RUN]", required=False)(command)
 
 
+def checkpoint_option(command: Command) -> Command:
+    """Give a command the choice to take no checkpoint before it writes."""
+    option = click.option("--checkpoint/--no-checkpoint", default=True, help="Take a checkpoint first.  [default: yes]")
+    return option(command)
+
+
 def source_options(command: Command) -> Command:
     """Give a command the options that name a source."""
     return _add(
@@ -37,15 +48,19 @@ def source_options(command: Command) -> Command:
             click.option(
                 "--input", "paths", multiple=True, metavar="FILE", help="The file; more than one for openmemory."
             ),
-            click.option("--collection", metavar="NAME", help="Collection or table.  [default: mem0, memories]"),
+            click.option(
+                "--collection",
+                metavar="NAME",
+                help="Collection or table; openmemory: with its embeddings.  [default: mem0, memories]",
+            ),
             click.option("--url", metavar="URL", help="Of a service, where it is not the usual one."),
-            click.option("--vectors", metavar="FILE", help="openmemory: points that its vector store exported."),
+            click.option("--vectors", metavar="FILE", help="openmemory: points that Qdrant exported."),
             click.option(
                 "--users-from",
                 type=click.Choice(["id", "username", "email"]),
                 default="id",
                 show_default=True,
-                help="sqlite: what becomes the user's id.",
+                help="sqlite, canonical: what becomes the user's id: its number, or a column of table `users`.",
             ),
         ],
     )
@@ -79,7 +94,12 @@ def choice_options(command: Command) -> Command:
             click.option(
                 "--carry-vectors/--generate-embeddings",
                 default=True,
-                help="Take the embeddings of the source, or make all anew.  [default: take]",
+                help="Take the embeddings of the source, or make all anew, with `--model`.  [default: take]",
+            ),
+            click.option(
+                "--source-name",
+                metavar="NAME",
+                help="Part of the ids that are made, where a source's are no UUIDs.  [default: the kind of source]",
             ),
         ],
     )
@@ -94,47 +114,107 @@ def embedding_options(command: Command) -> Command:
             click.option("--dims", type=click.IntRange(min=1), help="Of its embeddings.  [default: the schema's]"),
             click.option("--embedding-url", metavar="URL", help="Of an OpenAI-compatible endpoint, up to /v1."),
             click.option("--local", is_flag=True, help="Embed on this machine, by fastembed or sentence-transformers."),
+            *_pace_options(),
         ],
     )
 
 
-def read_embedding(options: dict[str, Any], target: Target, *, required: bool = False) -> EmbeddingSpec | None:
+def pace_options(command: Command) -> Command:
+    """Give a command the options that say how hard an embedding endpoint is asked."""
+    return _add(command, _pace_options())
+
+
+def _pace_options() -> list[Any]:
+    return [
+        click.option(
+            "--embedding-rate",
+            type=click.FloatRange(min=0),
+            help="Requests to the endpoint a second at most, retries included; 0 for no limit.  [default: no limit]",
+        ),
+        click.option(
+            "--embedding-concurrency",
+            type=click.IntRange(1, 100),
+            help="Requests to the endpoint at once.  [default: 4]",
+        ),
+    ]
+
+
+def read_pace(options: dict[str, Any]) -> Pace:
+    """Read how hard an embedding endpoint is asked."""
+    from memharbor.migrate.opening import Pace
+
+    return Pace(options["embedding_rate"], options["embedding_concurrency"])
+
+
+def require_embedding(options: dict[str, Any], target: Target) -> EmbeddingSpec:
     """
     Read which model is meant.
 
     Raises:
-        UsageError: None is, and one is required.
+        UsageError: None is.
     """
     from memharbor.errors import UsageError
+
+    spec = read_embedding(options, target)
+    if spec is None:
+        raise UsageError("no model is named", hint="pass `--model text-embedding-3-small`, or another")
+    return spec
+
+
+def read_embedding(options: dict[str, Any], target: Target) -> EmbeddingSpec | None:
+    """Read which model is meant, if any."""
     from memharbor.migrate.opening import OPENAI_URL, EmbeddingSpec, cache_folder
 
     if not options["model"]:
-        if required:
-            raise UsageError("no model is named", hint="pass `--model text-embedding-3-small`, or another")
         return None
-    return EmbeddingSpec(
+    spec = EmbeddingSpec(
         options["model"],
         options["dims"] or target.settings.embedding_dims,
         options["embedding_url"] or OPENAI_URL,
         options["local"],
         str(cache_folder()),
     )
+    return spec.at_pace(read_pace(options))
 
 
 def read_source(options: dict[str, Any]) -> SourceSpec:
-    """Read which source is meant."""
+    """
+    Read which source is meant.
+
+    Raises:
+        UsageError: The source has no table that names users.
+    """
     from pathlib import Path
 
+    from memharbor.errors import UsageError
     from memharbor.migrate.opening import SourceSpec
 
+    if options["users_from"] != "id" and options["kind"] not in _WITH_USERS:
+        hint = "rename users with `--remap-users FILE`"
+        raise UsageError(f"`--from {options['kind']}` has no table `users` to name them from", hint=hint)
     return SourceSpec(
         options["kind"],
         tuple(str(Path(path).absolute()) for path in options["paths"]),
         options["collection"],
         options["url"],
-        options["vectors"],
+        str(Path(options["vectors"]).absolute()) if options["vectors"] else None,
         options["users_from"],
     )
+
+
+def read_users(text: str | None) -> tuple[str, ...]:
+    """
+    Read which users are meant; none for all.
+
+    Raises:
+        UsageError: The option is there, and names nobody.
+    """
+    from memharbor.errors import UsageError
+
+    users = tuple(filter(None, (user.strip() for user in (text or "").split(","))))
+    if text is not None and not users:
+        raise UsageError("`--users` names nobody", hint="leave it out for everybody")
+    return users
 
 
 def read_settings(options: dict[str, Any], target: Target) -> RunSettings:
@@ -147,12 +227,23 @@ def read_settings(options: dict[str, Any], target: Target) -> RunSettings:
     """
     from pathlib import Path
 
-    from memharbor.migrate.runs import RunSettings, read_remap
+    from memharbor.errors import UsageError
+    from memharbor.migrate.remapping import read_remap
+    from memharbor.migrate.runs import RunSettings
 
-    users = tuple(filter(None, (user.strip() for user in (options["users"] or "").split(","))))
+    source_name = options["source_name"]
+    if source_name is not None and not _SOURCE_NAME.fullmatch(source_name):
+        raise UsageError(
+            f"`--source-name` is no name: {source_name!r}", hint="letters, digits, `.`, `_` and `-`, up to 64"
+        )
+    if not options["carry_vectors"] and not options["model"]:
+        raise UsageError(
+            "`--generate-embeddings` leaves out the embeddings of the source, and no model is named to make others",
+            hint="pass `--model text-embedding-3-small`, or another",
+        )
     settings = RunSettings(
         read_source(options),
-        users,
+        read_users(options["users"]),
         options["from_date"],
         options["to_date"],
         read_remap(Path(options["remap_users"])) if options["remap_users"] else {},
@@ -162,6 +253,7 @@ def read_settings(options: dict[str, Any], target: Target) -> RunSettings:
         options["batch_size"],
         options["max_rate"],
         options["keep_duplicates"],
+        source_name,
     )
     settings.choice(target.settings.embedding_dims)  # refuses a date that is none, before anything is opened
     return settings

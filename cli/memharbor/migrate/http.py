@@ -1,16 +1,22 @@
 """
-Ask a web service as often as it takes: retries with backoff, `Retry-After`, a limit of requests a second.
+Ask a web service as often as it takes: retries with backoff, `Retry-After`, `X-RateLimit-*`, a limit of requests a second.
 
 The key is added to a request as it leaves and is held nowhere else: no message, log line or `repr` shows it, and it goes
 to no address but the one that was given (redirects are not followed, pages are counted instead of following links).
 The waiting is done here and not by stamina, whose sleep cannot be replaced, and whose bound on the whole time does not
 know that a service may ask for a longer pause.
-Sources: RFC 9110, 10.2.3 Retry-After; httpx, Exceptions; mem0ai `mem0/client/utils.py` (429).
+
+Where `Retry-After` is absent, `X-RateLimit-Reset` says when a window ends that `X-RateLimit-Remaining` says is used up;
+then nothing is sent before its end. Zep's is a Unix timestamp in seconds; of the Mem0 Platform only the names are known,
+so a number too small for an instant is taken for seconds from now, and one too large for milliseconds.
+Sources: RFC 9110, 10.2.3 Retry-After; httpx, Exceptions; help.getzep.com, v4, Working with rate limits; zep-cloud 4.0.1
+`core/http_client.py`; mem0ai 2.2 `mem0/client/utils.py` (429).
 """
 
 from __future__ import annotations
 
 import json
+import math
 import random
 import time
 from collections.abc import Callable, Collection, Generator, Mapping
@@ -29,6 +35,8 @@ from memharbor.errors import ConfigError, ConnectError, SourceDataError
 
 RETRIED = frozenset({408, 429, 500, 502, 503, 504})
 _WAIT_SECONDS_MAX = 30.0
+# Of X-RateLimit-Reset: what is smaller is no instant of our days but a number of seconds, what is larger is milliseconds.
+_INSTANT_MIN, _INSTANT_MAX = 1e9, 1e11
 # A connection that was never made has carried no request, so even a write may be sent again.
 _NEVER_SENT = (httpx.ConnectError, httpx.ConnectTimeout, httpx.PoolTimeout)
 
@@ -77,7 +85,7 @@ class HttpClient:
         key_variable: The environment variable that the key came from, for hints.
         scheme: What stands before the key in `Authorization`.
         attempts: How often one request is tried at most.
-        wait_seconds_max: The longest pause that a service may ask for by `Retry-After`.
+        wait_seconds_max: The longest pause that a service may ask for.
         timeout_seconds: For a connection, and between two pieces of an answer.
         max_rate: Requests a second at most; `None` for as fast as answers come.
         clock: Time.
@@ -177,6 +185,7 @@ class HttpClient:
             if isinstance(failure, httpx.Response) and (
                 failure.status_code not in RETRIED or failure.status_code in allow
             ):
+                self._note_limit(failure)
                 return self._answer(failure, path, allow)
             if once and not _surely_not_done(failure):
                 raise LostAnswerError(self._clean(f"{method} {path}: {_words(failure)}, perhaps after the write"))
@@ -186,12 +195,19 @@ class HttpClient:
 
     def _send(self, method: str, path: str, params: Mapping[str, Any] | None, body: Any) -> httpx.Response:
         wait = self._next_at - self._clock.monotonic()
-        if self._interval and wait > 0:
+        if wait > 0:
             self._clock.sleep(wait)
         self._next_at = self._clock.monotonic() + self._interval
         content = None if body is None else json.dumps(body).encode()  # escapes halves of surrogate pairs
         headers = {} if content is None else {"Content-Type": "application/json"}
         return self._client.request(method, self.base_url + path, params=params, content=content, headers=headers)
+
+    def _note_limit(self, response: httpx.Response) -> None:
+        """Send nothing before a window's end that would be refused; one that ends late may refuse it."""
+        if _remaining(response) == 0:
+            left = _window_seconds(response, self._clock.now()) or 0.0
+            if left <= self._wait_seconds_max:
+                self._next_at = max(self._next_at, self._clock.monotonic() + left)
 
     def _answer(self, response: httpx.Response, path: str, allow: Collection[int]) -> Answer:
         status = response.status_code
@@ -218,7 +234,7 @@ class HttpClient:
             ) from None
 
     def _wait_seconds(self, failure: httpx.HTTPError | httpx.Response, attempt: int) -> float:
-        asked = _retry_after(failure, self._clock.now()) if isinstance(failure, httpx.Response) else None
+        asked = _asked_seconds(failure, self._clock.now()) if isinstance(failure, httpx.Response) else None
         if asked is None:
             return _backoff_seconds(attempt)
         if asked > self._wait_seconds_max:
@@ -289,6 +305,33 @@ def _surely_not_done(failure: httpx.HTTPError | httpx.Response) -> bool:
 def _backoff_seconds(attempt: int) -> float:
     highest = min(_WAIT_SECONDS_MAX, 0.5 * 2 ** (attempt - 1))
     return float(highest * random.uniform(0.5, 1.0))  # noqa: S311 - spreads retries, hides nothing
+
+
+def _asked_seconds(response: httpx.Response, now: datetime) -> float | None:
+    """Read how long a service wants to be left alone; `None` where it does not say."""
+    asked = _retry_after(response, now)
+    if asked is not None:
+        return asked
+    remaining = _remaining(response)
+    is_used_up = remaining == 0 or (remaining is None and response.status_code == 429)
+    return _window_seconds(response, now) if is_used_up else None
+
+
+def _remaining(response: httpx.Response) -> int | None:
+    text = response.headers.get("X-RateLimit-Remaining", "").strip()
+    return int(text[:12]) if text.isascii() and text.isdigit() else None
+
+
+def _window_seconds(response: httpx.Response, now: datetime) -> float | None:
+    """Read how long a window of requests lasts; what is no number of seconds and no instant to come is nothing."""
+    try:
+        reset = float(response.headers.get("X-RateLimit-Reset", ""))
+    except ValueError:
+        return None
+    if reset > _INSTANT_MAX:
+        reset /= 1000
+    left = reset - now.timestamp() if reset >= _INSTANT_MIN else reset
+    return left if math.isfinite(left) and left > 0 else None
 
 
 def _retry_after(response: httpx.Response, now: datetime) -> float | None:

@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import struct
 import uuid
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
@@ -27,8 +26,12 @@ from psycopg.types import TypeInfo
 from memharbor.backup.access import all_rows, run_script
 from memharbor.database import Connection, server_text, transaction, translated_errors
 from memharbor.errors import StateRefusedError
+from memharbor.migrate.behind import Turn
 from memharbor.migrate.merging import COLUMNS, INSERT, JUDGE, STAGED, TYPES, UPDATE, staged_row
+from memharbor.migrate.opening import EmbeddingSpec
 from memharbor.migrate.record import NAMESPACE, Record
+from memharbor.migrate.recorded_model import note_model
+from memharbor.migrate.vector import Vector
 from memharbor.names import ROLES
 from memharbor.schema.migrations import VECTOR_SCHEMA
 from memharbor.settings import Settings
@@ -39,6 +42,10 @@ OnConflict = Literal["skip", "overwrite", "new-id"]
 # A text above this is shown to the text search before it is loaded: tsvector holds 1 MiB of distinct words.
 # Source: PostgreSQL manual, 12.11 Limitations.
 _LONG_TEXT_BYTES = 100_000
+_JOINS = (
+    "select pg_catalog.set_config('enable_hashjoin', %(joins)s, true),"
+    " pg_catalog.set_config('enable_mergejoin', %(joins)s, true)"
+)
 # What makes one row wrong and not the server: data exceptions, constraints, limits of a program.
 _ROW_SQLSTATES = ("22", "23", "54")
 
@@ -95,6 +102,7 @@ class Loader:
         source: Name of the source, for the ledger.
         on_conflict: What becomes of a row whose id is taken by a different one of the same user.
         will_embed: For a dry run: what has no embedding yet will have one.
+        embedding: The run's own model, which goes on record with the first embedding of it that is written.
     """
 
     def __init__(
@@ -106,21 +114,34 @@ class Loader:
         on_conflict: OnConflict,
         *,
         will_embed: bool = False,
+        embedding: EmbeddingSpec | None = None,
     ) -> None:
-        self._will_embed = will_embed
+        self._will_embed, self._embedding = will_embed, embedding
         know_vectors(connection)
+        variables = {
+            "embedding_dims": settings.embedding_dims,
+            # In the row where it fits a page, so that staging it writes no second table.
+            "embedding_storage": "plain" if settings.embedding_type == "vector" else "external",
+            "owner": ROLES["owner"],
+            "role": ROLES["service"],
+            "vector_schema": VECTOR_SCHEMA,
+        }
         with translated_errors("preparing to load"):
             run_script(connection, render("migrate/foretold.sql", {"role": ROLES["service"]}))
+            run_script(connection, render("migrate/stage.sql", variables))
         self._connection, self._settings = connection, settings
         self._run_id, self._source, self._on_conflict = run_id, source, on_conflict
 
-    def load(self, number: int, records: Sequence[Record], *, dry_run: bool = False) -> Loaded:
+    def load(
+        self, number: int, records: Sequence[Record], turn: Turn = lambda: None, *, dry_run: bool = False
+    ) -> Loaded:
         """
         Load one segment; one that is there already is not loaded again.
 
         Args:
             number: Of the segment; they are loaded in order.
             records: Its records.
+            turn: Called when they are staged, and before they are judged: waits until the segment before is loaded.
             dry_run: Judge only.
 
         Raises:
@@ -128,26 +149,40 @@ class Loader:
             DatabaseError: The server refused for a reason that is not of a row.
             ConnectError: The connection was lost; the same call goes on from there.
         """
-        known = None if dry_run else self._known(number)
-        return known if known is not None else self._load(number, records, dry_run=dry_run)
+        loaded = Loaded()
+        places = [place for place in range(len(records)) if not self._is_refused(place, records[place], loaded)]
+        rows = [(place, records[place]) for place in places]
+        with translated_errors("loading"), self._transaction(rollback=dry_run):
+            is_staged = self._try_stage(rows)
+            turn()
+            if not dry_run:
+                with self._as_service():
+                    known = self._known(number)
+                if known is not None:
+                    return known
+            self._write_part(rows, loaded, is_staged=is_staged)
+            if not dry_run:
+                with self._as_service():
+                    self._note(number, loaded)
+        if dry_run:
+            self._foretell(rows, loaded)
+        return loaded
 
     def judge(self, records: Sequence[Record]) -> Iterator[tuple[int, str]]:
         """Compare records with the database; yields the place and the verdict of each that is not the same."""
         with self._staged(records, rollback=True):
             for kind in STAGED:
                 self._judge(kind)
-                query = f"select place, verdict from pg_temp.{STAGED[kind]} where verdict <> 'same' order by place"
-                yield from self._connection.execute(query.encode()).fetchall()
+            yield from self._connection.execute(
+                "select place, verdict from pg_temp.judged where verdict <> 'same' order by place"
+            ).fetchall()
 
     def _known(self, number: int) -> Loaded | None:
-        with (
-            translated_errors("reading the ledger of migrations"),
-            transaction(self._connection, role=ROLES["service"]),
-        ):
-            row = self._connection.execute(
-                "select position, detail from memharbor.migration_ledger where run_id = %s and step = 'load'",
-                (self._run_id,),
-            ).fetchone()
+        """Read from the ledger what became of a segment; `None` where it is the next one."""
+        row = self._connection.execute(
+            "select position, detail from memharbor.migration_ledger where run_id = %s and step = 'load'",
+            (self._run_id,),
+        ).fetchone()
         position = int(row[0]) if row is not None else 0
         if position < number - 1:
             raise StateRefusedError(
@@ -157,22 +192,6 @@ class Loader:
         if position != number or row is None:
             return None if position < number else Loaded()
         return Loaded.from_data(row[1]["last"])
-
-    def _load(self, number: int, records: Sequence[Record], *, dry_run: bool) -> Loaded:
-        loaded = Loaded()
-        places = [place for place in range(len(records)) if not self._is_refused(place, records[place], loaded)]
-        self._write(number, [(place, records[place]) for place in places], loaded, dry_run=dry_run)
-        return loaded
-
-    def _write(self, number: int, rows: list[tuple[int, Record]], loaded: Loaded, *, dry_run: bool) -> None:
-        """Write what the server takes; a row that it does not take is found by halves."""
-        with translated_errors("loading"), self._transaction(rollback=dry_run):
-            self._write_part(rows, loaded)
-            if not dry_run:
-                with self._as_service():
-                    self._note(number, loaded)
-        if dry_run:
-            self._foretell(rows, loaded)
 
     def _foretell(self, rows: Sequence[tuple[int, Record]], loaded: Loaded) -> None:
         """Keep in mind which memories would be there by now."""
@@ -184,14 +203,29 @@ class Loader:
                 (ids,),
             )
 
-    def _write_part(self, rows: list[tuple[int, Record]], loaded: Loaded) -> None:
+    def _try_stage(self, rows: list[tuple[int, Record]]) -> bool:
+        try:
+            with self._connection.transaction():
+                self._stage(rows)
+                return True
+        except psycopg.Error as exc:
+            if not _is_of_a_row(exc):
+                raise
+            return False
+
+    def _write_part(self, rows: list[tuple[int, Record]], loaded: Loaded, *, is_staged: bool = False) -> None:
+        """Write what the server takes; a row that it does not take is found by halves."""
         before = loaded.copy()
         try:
             with self._connection.transaction():
+                if not is_staged:
+                    self._stage(rows)
                 self._merge(rows, loaded)
         except psycopg.Error as exc:
-            if exc.sqlstate is None or not exc.sqlstate.startswith(_ROW_SQLSTATES):
+            if not _is_of_a_row(exc):
                 raise
+            for name in STAGED.values() if is_staged else ():
+                self._run(f"delete from pg_temp.{name}")
             loaded.counts, loaded.refused = before.counts, before.refused
             loaded.skipped, loaded.renumbered = before.skipped, before.renumbered
             if len(rows) == 1:
@@ -206,13 +240,8 @@ class Loader:
         with transaction(self._connection, rollback=rollback):
             self._connection.execute("set local statement_timeout = 0")
             self._connection.execute("set local search_path = pg_catalog, pg_temp")
-            variables = {
-                "embedding_dims": self._settings.embedding_dims,
-                "owner": ROLES["owner"],
-                "role": ROLES["service"],
-                "vector_schema": VECTOR_SCHEMA,
-            }
-            run_script(self._connection, render("migrate/stage.sql", variables))
+            # A segment is sorted, and handed to the audit trail's trigger, with its embeddings: not by way of files.
+            self._connection.execute("set local work_mem = '64MB'")
             yield
 
     @contextmanager
@@ -229,7 +258,6 @@ class Loader:
         self._connection.execute("select pg_catalog.set_config('role', 'none', true)")
 
     def _merge(self, rows: list[tuple[int, Record]], loaded: Loaded) -> None:
-        self._stage(rows)
         for kind in STAGED:
             if not any(record.kind == kind for _, record in rows):
                 continue
@@ -237,7 +265,8 @@ class Loader:
                 self._judge(kind)
                 if self._on_conflict == "new-id" and kind in ("memory", "entity"):
                     self._renumber(kind, loaded)
-                self._decide(kind, loaded)
+                self._decide(loaded)
+                self._note_model(rows)
                 if kind != "history":
                     self._run(INSERT[kind])
                     if kind in UPDATE:
@@ -247,9 +276,8 @@ class Loader:
                 with all_rows(self._connection, ["memory_history"]):
                     self._run(INSERT[kind])
                 self._connection.execute("select pg_catalog.set_config('role', 'none', true)")
-        tables = ", ".join(f"pg_temp.{name}" for name in STAGED.values())
-        for name in tables.split(", "):
-            self._run(f"delete from {name}")
+            for name in (STAGED[kind], "judged"):
+                self._run(f"delete from pg_temp.{name}")
 
     def _stage(self, rows: Sequence[tuple[int, Record]]) -> None:
         for kind, name in STAGED.items():
@@ -264,13 +292,17 @@ class Loader:
                     copy.write_row(staged_row(place, record, will_embed=self._will_embed))
 
     def _judge(self, kind: str) -> None:
+        # A segment is small beside the table, and is looked up in it by its ids, whatever is known of either's size.
+        self._connection.execute(_JOINS, {"joins": "off"})
         self._run(JUDGE[kind])
+        self._connection.execute(_JOINS, {"joins": "on"})
 
     def _renumber(self, kind: str, loaded: Loaded) -> None:
         """Give rows whose id is taken a new one, the same in every run, and judge them again."""
         staged = f"pg_temp.{STAGED[kind]}"
         taken = self._connection.execute(
-            f"select place, id, payload::text from {staged} where verdict in ('conflict', 'foreign')".encode()
+            f"select s.place, s.id, s.payload::text from {staged} s join pg_temp.judged j using (place)"
+            " where j.verdict in ('conflict', 'foreign')".encode()
         ).fetchall()
         if not taken:
             return
@@ -278,33 +310,40 @@ class Loader:
             digest = hashlib.sha256(payload.encode()).hexdigest()
             new_id = uuid.uuid5(NAMESPACE, f"new-id:{old_id}:{digest}")
             loaded.renumbered[str(place)] = str(new_id)
-            self._connection.execute(
-                f"update {staged} set id = %s, verdict = null where place = %s".encode(), (new_id, place)
-            )
+            self._connection.execute(f"update {staged} set id = %s where place = %s".encode(), (new_id, place))
+        self._run("delete from pg_temp.judged")
         self._judge(kind)
 
-    def _decide(self, kind: str, loaded: Loaded) -> None:
-        staged = f"pg_temp.{STAGED[kind]}"
+    def _decide(self, loaded: Loaded) -> None:
         if self._on_conflict == "overwrite":
-            self._run(f"update {staged} set verdict = 'update' where verdict = 'conflict'")
-            for place in self._places(kind, "foreign"):
+            self._run("update pg_temp.judged set verdict = 'update' where verdict = 'conflict'")
+            for place in self._places("foreign"):
                 loaded.refuse(place, "rejected", "its id belongs to another user here")
-            self._run(f"delete from {staged} where verdict = 'foreign'")
-        self._run(f"update {staged} set verdict = 'skip' where verdict in ('conflict', 'foreign')")
-        loaded.skipped += self._places(kind, "skip")
-        self._run(f"update {staged} set verdict = 'update' where verdict = 'embed'")
-        for place in self._places(kind, "dangling"):
-            loaded.refuse(place, "dangling", "a memory that it names is not there")
-        self._run(f"delete from {staged} where verdict = 'dangling'")
+            self._run("delete from pg_temp.judged where verdict = 'foreign'")
+        self._run("update pg_temp.judged set verdict = 'skip' where verdict in ('conflict', 'foreign')")
+        loaded.skipped += self._places("skip")
+        self._run("update pg_temp.judged set verdict = 'update' where verdict = 'embed'")
+        for place in self._places("dangling"):
+            loaded.refuse(place, "dangling", "a memory that it names is not there, or is another user's")
+        self._run("delete from pg_temp.judged where verdict = 'dangling'")
         words = {"insert": "inserted", "update": "updated", "same": "same", "skip": "skipped"}
         for verdict, count in self._connection.execute(
-            f"select verdict, count(*) from {staged} group by verdict".encode()
+            "select verdict, count(*) from pg_temp.judged group by verdict"
         ).fetchall():
             loaded.counts[words[verdict]] += count
 
-    def _places(self, kind: str, verdict: str) -> list[int]:
-        query = f"select place from pg_temp.{STAGED[kind]} where verdict = %s order by place"
-        return [place for (place,) in self._connection.execute(query.encode(), (verdict,)).fetchall()]
+    def _note_model(self, rows: Sequence[tuple[int, Record]]) -> None:
+        """Put the run's model on record, where an embedding that it made is written."""
+        made = [place for place, record in rows if record.is_made]
+        if self._embedding is None or not made:
+            return
+        writes = "select from pg_temp.judged where verdict in ('insert', 'update') and place = any(%s) limit 1"
+        if self._connection.execute(writes, (made,)).rowcount:
+            note_model(self._connection, self._embedding)
+
+    def _places(self, verdict: str) -> list[int]:
+        query = "select place from pg_temp.judged where verdict = %s order by place"
+        return [place for (place,) in self._connection.execute(query, (verdict,)).fetchall()]
 
     def _is_refused(self, place: int, record: Record, loaded: Loaded) -> bool:
         text = str(record.data.get("text_lemmatized") or "")
@@ -351,16 +390,21 @@ class Loader:
 
     def _run(self, statement: str) -> None:
         kind = f"{VECTOR_SCHEMA}.{self._settings.embedding_type}({self._settings.embedding_dims})"
-        self._connection.execute(statement.replace("CAST", kind).replace("VECTORS", VECTOR_SCHEMA).encode())
+        send = f"{VECTOR_SCHEMA}.{self._settings.embedding_type}_send"
+        self._connection.execute(statement.replace("CAST", kind).replace("SEND", send).encode())
+
+
+def _is_of_a_row(error: psycopg.Error) -> bool:
+    return error.sqlstate is not None and error.sqlstate.startswith(_ROW_SQLSTATES)
 
 
 class _VectorDumper(Dumper):
-    """Sends an embedding as pgvector reads it. Source: pgvector, vector_recv: two int16, then big-endian float4."""
+    """Sends an embedding as pgvector reads it."""
 
     format = Format.BINARY
 
     def dump(self, embedding: Sequence[float]) -> bytes:
-        return struct.pack(f">hh{len(embedding)}f", len(embedding), 0, *embedding)
+        return Vector.of(embedding).sent()
 
 
 def know_vectors(connection: Connection) -> None:
@@ -370,4 +414,5 @@ def know_vectors(connection: Connection) -> None:
         raise StateRefusedError("the database has no pgvector", hint="ansible-playbook ansible/playbooks/site.yml")
     info.register(connection)
     dumper = type("VectorDumper", (_VectorDumper,), {"oid": info.oid})
-    connection.adapters.register_dumper(tuple, dumper)
+    for kind in (tuple, Vector):
+        connection.adapters.register_dumper(kind, dumper)

@@ -7,12 +7,18 @@ from __future__ import annotations
 import os
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from memharbor.errors import ConfigError, UsageError
 from memharbor.migrate.embedding.model import Embedder
 from memharbor.migrate.record import Source
+from memharbor.output import Output
+
+if TYPE_CHECKING:
+    from memharbor.migrate.http import HttpClient
+    from memharbor.migrate.sources.openmemory_vectors import VectorStore
 
 # Where the address of a source's database stands, with its password.
 DSN_VARIABLE = "MEMHARBOR_SOURCE_DSN"
@@ -33,7 +39,7 @@ class SourceSpec:
     Args:
         kind: One of `KINDS`.
         paths: Files, for sources that are files.
-        collection: Collection or table, for sources that are databases.
+        collection: Collection or table, for sources that are databases; for OpenMemory that of its embeddings.
         url: Of a service, where it is not the usual one.
         vectors: An export of the points of a vector store, for OpenMemory.
         users_from: Column that names a user, for ChatSG's tables.
@@ -48,6 +54,20 @@ class SourceSpec:
 
 
 @dataclass(frozen=True)
+class Pace:
+    """
+    How hard an embedding endpoint is asked. It decides nothing about a run's result: any may go on with any other.
+
+    Args:
+        max_rate: Requests a second at most, retries included; 0 for no limit, `None` for what it was.
+        concurrency: Requests at once; `None` for what it was.
+    """
+
+    max_rate: float | None = None
+    concurrency: int | None = None
+
+
+@dataclass(frozen=True)
 class EmbeddingSpec:
     """
     Which model makes embeddings.
@@ -58,6 +78,8 @@ class EmbeddingSpec:
         url: Of an OpenAI-compatible endpoint, up to `/v1`.
         is_local: Whether a library of this machine makes them.
         cache: Folder in which what was made is kept.
+        max_rate: Requests a second to the endpoint at most; 0 for no limit.
+        concurrency: Requests to the endpoint at once.
     """
 
     model: str
@@ -65,6 +87,21 @@ class EmbeddingSpec:
     url: str = OPENAI_URL
     is_local: bool = False
     cache: str = ""
+    max_rate: float = 0
+    concurrency: int = 4
+
+    def at_pace(self, pace: Pace) -> EmbeddingSpec:
+        """
+        Make the same model, asked at another pace.
+
+        >>> EmbeddingSpec("m", 8, concurrency=2).at_pace(Pace(max_rate=5)).concurrency
+        2
+        """
+        return replace(
+            self,
+            max_rate=self.max_rate if pace.max_rate is None else pace.max_rate,
+            concurrency=self.concurrency if pace.concurrency is None else pace.concurrency,
+        )
 
 
 def _environment(name: str, what: str, environ: Mapping[str, str]) -> str:
@@ -104,16 +141,14 @@ def open_source(
     if len(paths) > 1 and spec.kind != "openmemory":
         raise UsageError(f"`--from {spec.kind}` reads one file at a time")
     if spec.kind == "platform":
-        from memharbor.migrate.http import HttpClient
-        from memharbor.migrate.key import find_key
         from memharbor.migrate.sources.platform import PlatformSource
 
-        key = find_key(PLATFORM_KEY_VARIABLE, environ)
-        if key is None:
-            _environment(PLATFORM_KEY_VARIABLE, "the key of the Mem0 Platform", environ)
-        url, rate = spec.url or PLATFORM_URL, max_rate or None
-        with HttpClient(url, key=key, key_variable=PLATFORM_KEY_VARIABLE, max_rate=rate) as http:
+        with open_platform(spec.url, max_rate=max_rate, environ=environ) as http:
             yield PlatformSource(http, users=users or None)
+    elif spec.kind == "openmemory":
+        from memharbor.migrate.sources.openmemory import OpenMemorySource
+
+        yield OpenMemorySource(paths, _vector_store(spec, environ))
     elif spec.kind in _FILES:
         yield _open_file(spec, paths)
     else:
@@ -121,15 +156,61 @@ def open_source(
         yield _open_database(spec, dsn)
 
 
+@contextmanager
+def open_platform(
+    url: str | None = None, *, max_rate: float = 0, environ: Mapping[str, str] | None = None
+) -> Iterator[HttpClient]:
+    """
+    Open the Mem0 Platform.
+
+    Args:
+        url: Where it is not the usual one.
+        max_rate: Requests a second at most; 0 for no limit.
+        environ: Where its key is; the process's own variables by default.
+
+    Raises:
+        ConfigError: The key is not given.
+    """
+    from memharbor.migrate.http import HttpClient
+    from memharbor.migrate.key import find_key
+
+    environ = os.environ if environ is None else environ
+    key = find_key(PLATFORM_KEY_VARIABLE, environ)
+    if key is None:
+        _environment(PLATFORM_KEY_VARIABLE, "the key of the Mem0 Platform", environ)
+    rate = max_rate or None
+    with HttpClient(url or PLATFORM_URL, key=key, key_variable=PLATFORM_KEY_VARIABLE, max_rate=rate) as http:
+        yield http
+
+
+def _vector_store(spec: SourceSpec, environ: Mapping[str, str]) -> VectorStore | None:
+    """Say where the embeddings of OpenMemory are."""
+    if spec.vectors and spec.collection:
+        raise UsageError("`--vectors` and `--collection` both say where the embeddings are", hint="pass one of them")
+    if spec.collection:
+        from memharbor.migrate.sources.openmemory_pgvector import CollectionTable
+
+        dsn = _environment(DSN_VARIABLE, "the address of the database that has the embeddings", environ)
+        return CollectionTable(dsn, spec.collection)
+    if spec.vectors:
+        from memharbor.migrate.sources.qdrant_points import PointsExport
+
+        return PointsExport(Path(spec.vectors))
+    return None
+
+
+def say_notes(source: Source, output: Output) -> None:
+    """Say what a source noticed when it described itself, and a person should read; few have `notes`."""
+    notes: Sequence[str] = getattr(source, "notes", ())
+    for note in notes:
+        output.note(f"note: {note}")
+
+
 def _open_file(spec: SourceSpec, paths: list[Path]) -> Source:
     if spec.kind == "sqlite":
         from memharbor.migrate.sources.sqlite import SqliteSource
 
         return SqliteSource(paths[0], users_from=spec.users_from)  # type: ignore[arg-type]
-    if spec.kind == "openmemory":
-        from memharbor.migrate.sources.openmemory import OpenMemorySource
-
-        return OpenMemorySource(paths, Path(spec.vectors) if spec.vectors else None)
     if spec.kind == "dead-letters":
         from memharbor.migrate.sources.dead_letters import DeadLetterSource
 
@@ -146,7 +227,7 @@ def _open_database(spec: SourceSpec, dsn: str) -> Source:
         return mem0_pgvector.Mem0PgvectorSource(dsn, spec.collection or "mem0")
     if spec.kind == "supabase-vecs":
         return supabase.VecsSource(dsn, spec.collection or "mem0")
-    return supabase.CanonicalTableSource(dsn, spec.collection or "memories")
+    return supabase.CanonicalTableSource(dsn, spec.collection or "memories", users_from=spec.users_from)  # type: ignore[arg-type]
 
 
 @contextmanager
@@ -173,5 +254,13 @@ def open_embedder(spec: EmbeddingSpec, *, environ: Mapping[str, str] | None = No
                 "the key of the embedding endpoint is not given",
                 hint=f"export {EMBEDDING_KEY_VARIABLE}=…, or {EMBEDDING_KEY_VARIABLE}_FILE=…: it is on no command line",
             )
-        with EndpointEmbedder(spec.url, spec.model, spec.dims, key, cache=cache) as embedder:
+        with EndpointEmbedder(
+            spec.url,
+            spec.model,
+            spec.dims,
+            key,
+            cache=cache,
+            concurrency=spec.concurrency,
+            max_rate=spec.max_rate or None,
+        ) as embedder:
             yield embedder

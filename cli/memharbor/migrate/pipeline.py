@@ -13,11 +13,13 @@ import uuid
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from hashlib import sha256
 from itertools import islice
 from typing import Any, Literal
 
 from memharbor.errors import StateRefusedError, VerificationError
+from memharbor.migrate.behind import Behind, Turn
 from memharbor.migrate.embedding.model import Embedder, EmbeddingRefusal
 from memharbor.migrate.load import Loader
 from memharbor.migrate.record import (
@@ -40,7 +42,11 @@ from memharbor.output import Output
 
 Step = Literal["read", "transform", "embed", "load", "verify"]
 STEP_ORDER: tuple[Step, ...] = ("read", "transform", "embed", "load", "verify")
-_LEFT_OUT = {"same-id": "the same item again", "same-text": "the same text of the same owner"}
+_LEFT_OUT = {
+    "same-id": "the same item again",
+    "same-text": "the same text of the same owner",
+    "same-change": "the same change again",
+}
 
 
 @dataclass(frozen=True)
@@ -101,7 +107,13 @@ class Pipeline:
         return self._plan
 
     def run(
-        self, until: Step, loader: Loader | None, target_texts: Callable[[], Iterator[Any]], *, dry_run: bool = False
+        self,
+        until: Step,
+        loader: Loader | None,
+        target_texts: Callable[[], Iterator[Any]],
+        *,
+        second: Loader | None = None,
+        dry_run: bool = False,
     ) -> None:
         """
         Do what is left to do, up to a step.
@@ -110,6 +122,7 @@ class Pipeline:
             until: The last step.
             loader: Loads, for the steps `load` and `verify`.
             target_texts: Reads the texts of the target (`Seen.note_target`); called once a run.
+            second: Loads every other segment, over a connection of its own, so that one is staged while the other is merged.
             dry_run: Judge what would be loaded; nothing is embedded or written to the target.
 
         Raises:
@@ -117,20 +130,31 @@ class Pipeline:
             MemharborError: A step failed; the same call goes on from there.
         """
         wanted = STEP_ORDER[: STEP_ORDER.index(until) + 1]
+        # What a dry run foretells is known to one connection only.
+        loaders = [loader] if second is None or dry_run else [loader, second]
         last = max(self._folder.segments("transformed"), default=0)
         seen = Seen(self._folder.path / "seen.sqlite", segment=last)
         try:
-            if "transform" in wanted and not seen.knows_target:
-                seen.note_target(target_texts())
-            with self._output.step(f"Migrate from {self._plan.info.name}"), self._output.percent() as on_percent:
+            if "transform" in wanted:
+                if not seen.knows_target:
+                    seen.note_target(target_texts())
+                for number in seen.missing:
+                    self._note(number, seen)
+            with (
+                self._output.step(f"Migrate from {self._plan.info.name}"),
+                self._output.percent() as on_percent,
+                Behind(len(loaders)) as behind,
+            ):
                 for number, is_last in self._numbers():
                     begun_at = time.monotonic()
                     if "transform" in wanted:
                         self._transform(number, seen)
                     if "embed" in wanted:
                         self._embed(number, dry_run=dry_run)
-                    if "load" in wanted and loader is not None:
-                        self._load(number, loader, dry_run=dry_run)
+                    by = loaders[number % len(loaders)]
+                    if "load" in wanted and by is not None and not self._folder.has("loaded", number):
+                        # While the database takes it, the next one is read and transformed.
+                        behind.do(partial(self._load, number, self.records(number), by, dry_run=dry_run))
                     self._pace(number, begun_at, is_last=is_last)
                     self._tell(number, on_percent)
         finally:
@@ -189,7 +213,7 @@ class Pipeline:
         reasons: Counter[str] = Counter()
         lines: list[dict[str, Any]] = []
         seen.begin()
-        for line in self._folder.read_segment("read", number):
+        for line in self._folder.take_segment("read", number).lines:
             if "reason" in line:
                 continue
             found = self._transformed(item_from_data(line), seen, number)
@@ -204,8 +228,16 @@ class Pipeline:
                 lines.append({"left_out": found, "source_id": line["source_id"]})
             else:
                 lines.append(found)
-        seen.commit()
+        seen.commit(number)
         self._folder.write_segment("transformed", number, lines, {"counts": counts, "reasons": reasons})
+
+    def _note(self, number: int, seen: Seen) -> None:
+        """Note a segment that was transformed before."""
+        seen.begin()
+        for line in self._folder.read_segment("transformed", number):
+            if "kind" in line:
+                seen.meet(record_from_data(line), line, number, by_text=not self._plan.keep_duplicates)
+        seen.commit(number)
 
     def _transformed(self, item: RawItem, seen: Seen, number: int) -> dict[str, Any] | Refusal | str | None:
         made = transform(item, self._plan.info.name, self._plan.choice)
@@ -222,30 +254,33 @@ class Pipeline:
     def _embed(self, number: int, *, dry_run: bool) -> None:
         if self._folder.has("embedded", number):
             return
-        # Lines that have an embedding go on as they are: reading its values would take longer than all the rest.
-        lines = [line for line in self._folder.read_segment("transformed", number) if "kind" in line]
+        segment = self._folder.take_segment("transformed", number)
+        lines = [line for line in segment.lines if "kind" in line]
         reasons: Counter[str] = Counter()
+        wanted: dict[int, Mapping[str, Any]] = {}
         if self._plan.embedder is not None and not dry_run:
             wanted = {place: line for place, line in enumerate(lines) if "embedding" not in line and text_of(line)}
-            answers = self._plan.embedder.embed([text_of(line) for line in wanted.values()]) if wanted else []
+        if not wanted and not any(segment.end["counts"].values()):
+            self._folder.pass_on(segment, "transformed", number, "embedded")
+            return
+        if self._plan.embedder is not None and wanted:
+            answers = self._plan.embedder.embed([text_of(line) for line in wanted.values()])
             for (place, line), answer in zip(wanted.items(), answers, strict=True):
                 if isinstance(answer, EmbeddingRefusal):
                     reasons[answer.reason] += 1
                     lines[place] = {"reason": answer.reason, "detail": answer.detail, "record": line}
                 else:
-                    lines[place] = {**line, "embedding": pack_vector(answer)}
+                    lines[place] = {**line, "embedding": pack_vector(answer), "made": True}
         end = {"counts": {"refused": reasons.total()}, "reasons": reasons}
         self._folder.write_segment("embedded", number, lines, end)
 
     def records(self, number: int) -> list[Record]:
         """Read the records of a segment that are ready to be loaded."""
-        return [record_from_data(line) for line in self._folder.read_segment("embedded", number) if "kind" in line]
+        lines = self._folder.take_segment("embedded", number).lines
+        return [record_from_data(line) for line in lines if "kind" in line]
 
-    def _load(self, number: int, loader: Loader, *, dry_run: bool) -> None:
-        if self._folder.has("loaded", number):
-            return
-        records = self.records(number)
-        loaded = loader.load(number, records, dry_run=dry_run)
+    def _load(self, number: int, records: Sequence[Record], loader: Loader, turn: Turn, *, dry_run: bool) -> None:
+        loaded = loader.load(number, records, turn, dry_run=dry_run)
         refused = [{**each, "record": record_as_data(records[each["place"]])} for each in loaded.refused]
         self._folder.write_json(
             f"loaded/{number:06}.json", {**loaded.as_data(), "refused": refused, "records": len(records)}
@@ -258,21 +293,14 @@ class Pipeline:
         Raises:
             VerificationError: One of them is not there as it was loaded.
         """
-        different = 0
-        first = ""
-        for number in self._folder.segments("loaded"):
-            done = self._folder.read_json(f"loaded/{number:06}.json") or {}
-            not_loaded = {each["place"] for each in done["refused"]} | set(done["skipped"])
-            records = self.records(number)
-            for place, new_id in done["renumbered"].items():
-                records[int(place)] = replace(records[int(place)], id=uuid.UUID(new_id))
-            for place, verdict in loader.judge(records):
-                if place not in not_loaded:
-                    different += 1
-                    first = first or f"{records[place].id} ({verdict})"
-        if different:
+        found: list[str] = []
+        with Behind(1) as behind:
+            for number in self._folder.segments("loaded"):
+                done = self._folder.read_json(f"loaded/{number:06}.json") or {}
+                behind.do(partial(_verify_segment, self.records(number), done, loader, found))
+        if found:
             raise VerificationError(
-                f"{different:,} records are not in the database as they were loaded, the first one {first}",
+                f"{len(found):,} records are not in the database as they were loaded, the first one {found[0]}",
                 hint=f"memharbor migrate compare {self._folder.path.name}",
             )
 
@@ -286,6 +314,13 @@ class Pipeline:
         self._output.detail(f"segment {number}: {time.monotonic() - begun_at:.1f} s")
         if self._plan.max_rate and not is_last:
             time.sleep(max(0.0, self._plan.batch_size / self._plan.max_rate - (time.monotonic() - begun_at)))
+
+
+def _verify_segment(records: list[Record], done: Mapping[str, Any], loader: Loader, found: list[str], _: Turn) -> None:
+    not_loaded = {each["place"] for each in done["refused"]} | set(done["skipped"])
+    for place, new_id in done["renumbered"].items():
+        records[int(place)] = replace(records[int(place)], id=uuid.UUID(new_id))
+    found += [f"{records[place].id} ({verdict})" for place, verdict in loader.judge(records) if place not in not_loaded]
 
 
 def settings_digest(settings: Mapping[str, Any]) -> str:

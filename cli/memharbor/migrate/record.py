@@ -15,6 +15,8 @@ from dataclasses import dataclass, field, replace
 from datetime import datetime
 from typing import Any, Literal, Protocol
 
+from memharbor.migrate.vector import Vector
+
 Kind = Literal["memory", "entity", "relationship", "history"]
 State = Literal["active", "paused", "archived", "deleted"]
 
@@ -37,6 +39,7 @@ class RawItem:
         vector: Its embedding as the source has it, unchecked; `None` where it has none.
         state: State of a memory, for sources that know one.
         lifecycle: `archived_at`, `deleted_at`, `expires_at` as the source's text, for sources that know them.
+        is_settled: Whether it was chosen, renamed and transformed already, as what a later step refused was.
     """
 
     kind: Kind
@@ -46,6 +49,7 @@ class RawItem:
     vector: Sequence[float] | None = None
     state: State = "active"
     lifecycle: Mapping[str, str] = field(default_factory=dict)
+    is_settled: bool = False
 
 
 @dataclass(frozen=True)
@@ -62,15 +66,17 @@ class Record:
         embedding: Float32 values; `None` until it is embedded.
         state: State of a memory.
         lifecycle: `archived_at`, `deleted_at`, `expires_at` of a memory, in UTC.
+        is_made: Whether the embedding is not the source's, but was made by this run's own model.
     """
 
     kind: Kind
     id: uuid.UUID
     source_id: str
     data: Mapping[str, Any]
-    embedding: tuple[float, ...] | None = None
+    embedding: Vector | None = None
     state: State = "active"
     lifecycle: Mapping[str, datetime] = field(default_factory=dict)
+    is_made: bool = False
 
     @property
     def text(self) -> str:
@@ -82,7 +88,7 @@ class Record:
         """Whose it is."""
         return self.data.get("user_id")
 
-    def embedded(self, embedding: tuple[float, ...]) -> Record:
+    def embedded(self, embedding: Vector) -> Record:
         """Make the same record with an embedding."""
         return replace(self, embedding=embedding)
 
@@ -152,20 +158,17 @@ def pack_vector(vector: Sequence[float] | None) -> str | None:
     >>> pack_vector((1.0, -0.5))
     'AACAPwAAAL8='
     """
-    return None if vector is None else base64.b64encode(struct.pack(f"<{len(vector)}f", *vector)).decode("ascii")
+    return None if vector is None else base64.b64encode(Vector.of(vector).packed).decode("ascii")
 
 
-def unpack_vector(text: str | None) -> tuple[float, ...] | None:
+def unpack_vector(text: str | None) -> Vector | None:
     """
     Read what `pack_vector` spelled.
 
     >>> unpack_vector("AACAPwAAAL8=")
-    (1.0, -0.5)
+    Vector.of((1.0, -0.5))
     """
-    if text is None:
-        return None
-    packed = base64.b64decode(text, validate=True)
-    return struct.unpack(f"<{len(packed) // 4}f", packed)
+    return None if text is None else Vector(base64.b64decode(text, validate=True))
 
 
 def item_as_data(item: RawItem) -> dict[str, Any]:
@@ -181,6 +184,7 @@ def item_as_data(item: RawItem) -> dict[str, Any]:
         vector = [value if value is None or isinstance(value, str) else repr(value) for value in item.vector or ()]
     data = {"kind": item.kind, "source_id": item.source_id, "data": item.data, "position": item.position}
     optional = {"vector": vector, "state": item.state if item.state != "active" else None, "lifecycle": item.lifecycle}
+    optional["settled"] = item.is_settled
     return data | {name: value for name, value in optional.items() if value}
 
 
@@ -195,6 +199,7 @@ def item_from_data(data: Mapping[str, Any]) -> RawItem:
         vector if vector is None or isinstance(vector, list) else unpack_vector(vector),
         data.get("state", "active"),
         data.get("lifecycle", {}),
+        data.get("settled", False),
     )
 
 
@@ -215,6 +220,7 @@ def record_as_data(record: Record) -> dict[str, Any]:
         "embedding": pack_vector(record.embedding),
         "state": record.state if record.state != "active" else None,
         "lifecycle": {name: moment.isoformat() for name, moment in record.lifecycle.items()},
+        "made": record.is_made,
     }
     return data | {name: value for name, value in optional.items() if value}
 
@@ -229,4 +235,5 @@ def record_from_data(data: Mapping[str, Any]) -> Record:
         unpack_vector(data.get("embedding")),
         data.get("state", "active"),
         {name: datetime.fromisoformat(moment) for name, moment in data.get("lifecycle", {}).items()},
+        data.get("made", False),
     )

@@ -4,24 +4,27 @@ What is done with a run but carrying it out: rehearse it, plan it by a sample, c
 
 from __future__ import annotations
 
-import json
-import time
 import uuid
 from collections.abc import Iterator
-from contextlib import closing, nullcontext
+from contextlib import closing
 from dataclasses import replace
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
 
+from memharbor.errors import StateRefusedError
 from memharbor.migrate.compare import Difference, compare_databases, summarise
+from memharbor.migrate.embedding.model import check_fit
+from memharbor.migrate.embedding.rows import RowChoice
 from memharbor.migrate.load import Loader
 from memharbor.migrate.opening import EmbeddingSpec, open_embedder
-from memharbor.migrate.pipeline import Pipeline, Report
-from memharbor.migrate.planning import MigrationPlan, Sample, make_plan, reckon_items
-from memharbor.migrate.record import Record, record_from_data
-from memharbor.migrate.reembed import EmbedReport, Filter, embed_rows
-from memharbor.migrate.runs import RunSettings, opened_run, read_model, refuse_cleared, refuse_other_model
+from memharbor.migrate.pipeline import Report
+from memharbor.migrate.planning import MigrationPlan, make_plan
+from memharbor.migrate.record import record_from_data
+from memharbor.migrate.recorded_model import read_model
+from memharbor.migrate.reembed import EmbedReport, embed_rows, foretell_rows
+from memharbor.migrate.runs import RunSettings, opened_run, refuse_cleared
+from memharbor.migrate.sampling import Sample, time_local_model, try_sample
 from memharbor.migrate.workfolder import WorkFolder
 from memharbor.output import Output
 from memharbor.target import Target
@@ -35,7 +38,7 @@ _TABLES = {
 _WORDS = {"insert": "missing", "dangling": "missing"}
 
 
-def rehearse(settings: RunSettings, target: Target, output: Output, *, source_name: str | None = None) -> Report:
+def rehearse(settings: RunSettings, target: Target, output: Output) -> Report:
     """
     Foretell exactly what a run would do; nothing is embedded, and nothing remains of it.
 
@@ -43,13 +46,10 @@ def rehearse(settings: RunSettings, target: Target, output: Output, *, source_na
         settings: Of the run.
         target: The database that it would load into.
         output: Where progress is said.
-        source_name: Of the run that is retried.
     """
     with TemporaryDirectory(prefix="memharbor-") as scratch:
         folder = WorkFolder(Path(scratch) / "run")
-        with opened_run(
-            folder, target, output, settings=settings, source_name=source_name, needs_embeddings=False
-        ) as opened:
+        with opened_run(folder, target, output, settings=settings, needs_embeddings=False) as opened:
             return opened.carry_out("load", dry_run=True)
 
 
@@ -66,22 +66,15 @@ def rehearse_sample(settings: RunSettings, target: Target, output: Output, *, si
     with TemporaryDirectory(prefix="memharbor-") as scratch:
         folder = WorkFolder(Path(scratch) / "run")
         with opened_run(folder, target, output, settings=settings, needs_embeddings=False) as opened:
-            plan = replace(opened.pipeline.plan, source=Sample(opened.source, size))
-            begun_at = time.monotonic()
+            sample = Sample(opened.source, size)
             with output.step(f"Try the first {size:,} items"):
-                sampled = replace(opened, pipeline=Pipeline(folder, plan, output))
-                report = sampled.carry_out("load", dry_run=True)
-            texts = [record.text for record in _records(folder) if record.embedding is None and record.text]
-            model = settings.embedding.model if settings.embedding else None
-            lines = (line for number in folder.segments("read") for line in folder.read_segment("read", number))
-            size_bytes = sum(len(json.dumps(line.get("data", line))) for line in lines)
-            count = reckon_items(opened.info, size_bytes, report.counts["read"], size)
-            return make_plan(opened.info, report, texts, begun_at, model, count)
-
-
-def _records(folder: WorkFolder) -> Iterator[Record]:
-    for number in folder.segments("embedded"):
-        yield from (record_from_data(line) for line in folder.read_segment("embedded", number) if "kind" in line)
+                tried = try_sample(opened, folder, sample)
+            # A file tells only so; a service that does not tell is not asked for everything.
+            if not opened.info.counts and opened.info.size_bytes is not None:
+                with output.step("Count the items"):
+                    sample.count_rest()
+            seconds = time_local_model(settings.embedding, tried.texts.some, Path(scratch) / "cache")
+            return make_plan(opened.info, sample, tried, settings, seconds)
 
 
 def compare_run(folder: WorkFolder, target: Target, output: Output) -> dict[str, Any]:
@@ -90,9 +83,17 @@ def compare_run(folder: WorkFolder, target: Target, output: Output) -> dict[str,
 
     Returns:
         What `memharbor.migrate.compare.summarise` gives.
+
+    Raises:
+        StateRefusedError: The run was stopped before all that it carries was ready.
     """
     refuse_cleared(folder)
     run = folder.read_run()
+    if not folder.is_read() or folder.segments("embedded") != folder.segments("read"):
+        raise StateRefusedError(
+            f"run {folder.path.name} was stopped before everything was read and embedded",
+            hint=f"memharbor migrate resume {folder.path.name}",
+        )
     with closing(target.connect(autocommit=True)) as connection:
         loader = Loader(connection, target.settings, uuid.UUID(run["run_id"]), run["source"]["name"], "skip")
         return summarise(_differences(folder, loader, output))
@@ -120,20 +121,14 @@ def compare_stacks(first: Target, second: Target) -> dict[str, Any]:
     Compare two databases, row by row where they differ.
 
     Returns:
-        What `memharbor.migrate.compare.summarise` gives.
+        What `memharbor.migrate.compare.compare_databases` gives.
     """
     with closing(first.connect(autocommit=True)) as mine, closing(second.connect(autocommit=True)) as theirs:
-        return summarise(compare_databases(mine, theirs))
+        return compare_databases(mine, theirs)
 
 
 def embed_database(
-    target: Target,
-    spec: EmbeddingSpec | None,
-    output: Output,
-    *,
-    only: Filter,
-    user_id: str | None,
-    dry_run: bool,
+    target: Target, spec: EmbeddingSpec, output: Output, *, choice: RowChoice, dry_run: bool
 ) -> EmbedReport:
     """
     Embed what is in a database.
@@ -142,15 +137,23 @@ def embed_database(
         target: The database.
         spec: Which model.
         output: Where progress is said.
-        only: Which rows.
-        user_id: Only this user's.
-        dry_run: Only count.
+        choice: Which rows.
+        dry_run: Only say what would be done.
 
     Raises:
-        StateRefusedError: Another model made the embeddings that are there, and they would stay.
+        UsageError: An id of the choice is none.
+        ConfigError: The model's embeddings do not fit the schema.
+        StateRefusedError: Another model made the embeddings that are there, and some of them would stay.
     """
     with closing(target.connect(autocommit=True)) as connection:
-        if spec is not None and (only != "all" or user_id is not None or read_model(connection) is None):
-            refuse_other_model(connection, target, spec)
-        with open_embedder(spec) if spec is not None and not dry_run else nullcontext() as embedder:
-            return embed_rows(connection, target.settings, embedder, output, only=only, user_id=user_id)
+        check_fit(
+            spec.model,
+            spec.dims,
+            schema_dims=target.settings.embedding_dims,
+            schema_distance=target.settings.embedding_distance,
+            recorded_model=None if choice.is_everything else read_model(connection),
+        )
+        if dry_run:
+            return foretell_rows(connection, choice, spec.model)
+        with open_embedder(spec) as embedder:
+            return embed_rows(connection, target.settings, embedder, output, choice)

@@ -6,23 +6,22 @@ No secret is kept: a database's address and keys come from the environment each 
 
 from __future__ import annotations
 
-import csv
-import json
 import uuid
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, closing, contextmanager
 from dataclasses import asdict, dataclass, field, replace
 from datetime import UTC, datetime
+from functools import partial
 from pathlib import Path
 from typing import Any, Literal
 
 from memharbor.database import Connection, transaction, translated_errors
-from memharbor.errors import ConfigError, SourceDataError, StateRefusedError, UsageError
-from memharbor.migrate.embedding.model import Embedder, check_fit
+from memharbor.errors import ConfigError, StateRefusedError, UsageError, VerificationError
 from memharbor.migrate.load import Loader, OnConflict
-from memharbor.migrate.opening import EmbeddingSpec, SourceSpec, open_embedder, open_source
-from memharbor.migrate.pipeline import Pipeline, Plan, Report, Step, refuse_changed_source
+from memharbor.migrate.opening import EmbeddingSpec, Pace, SourceSpec, open_embedder, open_source, say_notes
+from memharbor.migrate.pipeline import Pipeline, Plan, Report, Step, refuse_changed_source, settings_digest
 from memharbor.migrate.record import Source, SourceInfo
+from memharbor.migrate.recorded_model import refuse_other_model
 from memharbor.migrate.transform import Choice, parse_bound
 from memharbor.migrate.workfolder import CLEARED, STEPS, WorkFolder
 from memharbor.names import ROLES
@@ -30,8 +29,8 @@ from memharbor.output import Output
 from memharbor.target import Target
 
 Vectors = Literal["carry", "generate"]
-# Where the model that made the embeddings is on record, in table `configs`.
-MODEL_KEY = "embedding_model"
+# What the last comparison of a run with the database found; absent where it was not finished.
+VERIFIED = "verified.json"
 
 
 @dataclass(frozen=True)
@@ -51,6 +50,7 @@ class RunSettings:
         batch_size: Items a segment.
         max_rate: Items a second at most; 0 for no limit.
         keep_duplicates: Whether the same text of the same owner may come in under several ids.
+        source_name: Name of the source that made ids are of; what it calls itself by default.
     """
 
     source: SourceSpec
@@ -64,6 +64,7 @@ class RunSettings:
     batch_size: int = 1000
     max_rate: float = 0
     keep_duplicates: bool = False
+    source_name: str | None = None
 
     def as_data(self) -> dict[str, Any]:
         """Spell it for `run.json`."""
@@ -118,6 +119,7 @@ class Run:
     info: SourceInfo
     pipeline: Pipeline
     loader: Loader
+    second: Loader
     connection: Connection
     checkpoint: str | None
 
@@ -128,8 +130,18 @@ class Run:
         Raises:
             MemharborError: A step failed; the same call goes on from there.
         """
-        self.pipeline.run(until, self.loader, lambda: read_texts(self.connection), dry_run=dry_run)
-        self.folder.write_dead_letters()
+        if until == "verify":
+            self.folder.path.joinpath(VERIFIED).unlink(missing_ok=True)
+        try:
+            texts = partial(read_texts, self.connection)
+            self.pipeline.run(until, self.loader, texts, second=self.second, dry_run=dry_run)
+            if until == "verify" and not dry_run:
+                self.folder.write_json(VERIFIED, {"same": True})
+        except VerificationError:
+            self.folder.write_json(VERIFIED, {"same": False})
+            raise
+        finally:
+            self.folder.write_dead_letters()
         return self.pipeline.report()
 
 
@@ -176,8 +188,8 @@ def opened_run(
     *,
     settings: RunSettings | None = None,
     take_checkpoint: Callable[[str], str] | None = None,
-    source_name: str | None = None,
     needs_embeddings: bool = True,
+    pace: Pace | None = None,
 ) -> Iterator[Run]:
     """
     Open a run to carry it out, or begin one.
@@ -188,74 +200,114 @@ def opened_run(
         output: Where progress is said.
         settings: Of a run that begins; a run that goes on has its own.
         take_checkpoint: Called with the run's name before a run begins, once all else is known to be good.
-        source_name: Name that made ids are of, where it is not the source's own: that of the run which is retried.
         needs_embeddings: Whether embeddings will be made; a dry run makes none.
+        pace: Of the embedding endpoint from now on, where it is not that with which the run began.
 
     Raises:
-        StateRefusedError: The source or the database is another one than the run began with.
+        StateRefusedError: The source, the database or the settings are not those that the run began with.
         ConfigError: The source or the embedding model is not to be had.
     """
     with ExitStack() as stack:
+        if folder.exists:
+            _refuse_other_run(folder, target)
         if settings is None:
             settings = RunSettings.from_data(folder.read_run()["settings"])
+        if pace is not None and settings.embedding is not None:
+            settings = replace(settings, embedding=settings.embedding.at_pace(pace))
         connection = stack.enter_context(target.connect(autocommit=True))
         if settings.embedding is not None:
             refuse_other_model(connection, target, settings.embedding)
         source = stack.enter_context(open_source(settings.source, users=settings.users, max_rate=settings.max_rate))
         info = source.describe()
-        if not folder.exists:
-            checkpoint = None if take_checkpoint is None else take_checkpoint(folder.path.name)
-            _begin(folder, settings, replace(info, name=source_name or info.name), target, checkpoint)
-        run = folder.read_run()
-        _refuse_other_run(folder, run, info, target)
-        # The name stays that of the first run, so that what is tried again keeps its ids.
-        info = replace(info, name=run["source"]["name"])
+        say_notes(source, output)
         embedder = None
         if settings.embedding is not None and needs_embeddings:
             embedder = stack.enter_context(open_embedder(settings.embedding))
-        erased = read_erased(connection)
-        choice = settings.choice(target.settings.embedding_dims)
+        if not folder.exists:
+            checkpoint = None if take_checkpoint is None else take_checkpoint(folder.path.name)
+            _begin(folder, settings, info, target, checkpoint)
+        run = folder.read_run()
+        refuse_changed_source(run, info)
+        # The name stays that of the first run, so that what is tried again keeps its ids.
+        info = replace(info, name=run["source"]["name"])
+        choice, erased = settings.choice(target.settings.embedding_dims), read_erased(connection)
         size, rate, keep = settings.batch_size, settings.max_rate, settings.keep_duplicates
-        plan = Plan(source, info, choice, size, rate, embedder, erased, keep)
-        run_id, on_conflict = uuid.UUID(run["run_id"]), settings.on_conflict
-        will_embed = settings.embedding is not None and not needs_embeddings
-        loader = Loader(connection, target.settings, run_id, info.name, on_conflict, will_embed=will_embed)
-        pipeline = Pipeline(folder, plan, output)
-        yield Run(folder, settings, run_id, source, info, pipeline, loader, connection, run["checkpoint"])
-        if embedder is not None:
-            note_model(connection, embedder)
+        pipeline = Pipeline(folder, Plan(source, info, choice, size, rate, embedder, erased, keep), output)
+        loader, second = (
+            _make_loader(each, target, run, settings, will_embed=not needs_embeddings)
+            for each in (connection, stack.enter_context(target.connect(autocommit=True)))
+        )
+        run_id = uuid.UUID(run["run_id"])
+        yield Run(folder, settings, run_id, source, info, pipeline, loader, second, connection, run["checkpoint"])
 
 
-def _begin(folder: WorkFolder, settings: RunSettings, info: SourceInfo, target: Target, checkpoint: str | None) -> None:
-    folder.begin(
-        {
-            "run_id": str(uuid.uuid4()),
-            "began_at": datetime.now(UTC).isoformat(),
-            "target": target.name,
-            "source": asdict(info),
-            "settings": settings.as_data(),
-            "checkpoint": checkpoint,
-        }
+def _make_loader(
+    connection: Connection, target: Target, run: Mapping[str, Any], settings: RunSettings, *, will_embed: bool
+) -> Loader:
+    embedding = settings.embedding
+    return Loader(
+        connection,
+        target.settings,
+        uuid.UUID(run["run_id"]),
+        run["source"]["name"],
+        settings.on_conflict,
+        will_embed=will_embed and embedding is not None,
+        embedding=embedding,
     )
 
 
-def _refuse_other_run(folder: WorkFolder, run: Mapping[str, Any], info: SourceInfo, target: Target) -> None:
+def _begin(folder: WorkFolder, settings: RunSettings, info: SourceInfo, target: Target, checkpoint: str | None) -> None:
+    run = {
+        "run_id": str(uuid.uuid4()),
+        "began_at": datetime.now(UTC).isoformat(),
+        "target": target.identity,
+        "schema": _schema(target),
+        "source": asdict(replace(info, name=settings.source_name or info.name)),
+        "settings": settings.as_data(),
+        "checkpoint": checkpoint,
+    }
+    folder.begin({**run, "digest": settings_digest(run)})
+
+
+def _schema(target: Target) -> dict[str, Any]:
+    """Say what of the schema decides about a run's result."""
+    names = ("embedding_dims", "embedding_type", "embedding_distance")
+    return {name: getattr(target.settings, name) for name in names}
+
+
+def _refuse_other_run(folder: WorkFolder, target: Target) -> None:
     refuse_cleared(folder)
     if folder.read_json("rolled-back.json") is not None:
         raise StateRefusedError("this run was rolled back", hint="begin a new one: memharbor migrate run")
-    refuse_changed_source(run, info)
-    if run["target"] != target.name:
+    run = folder.read_run()
+    if run["target"] != target.identity:
         raise StateRefusedError(
-            f"this run loads into {run['target']}, not into {target.name}", hint="pass `--stack` as it began"
+            f"this run loads into {run['target']}, not into {target.identity}",
+            hint="pass `--stack` or `MEMHARBOR_DSN` as it began",
+        )
+    was, now = run.get("schema", {}), _schema(target)
+    if was != now:
+        changes = [
+            f"{name} was {was.get(name)} and is {value}" for name, value in now.items() if was.get(name) != value
+        ]
+        raise StateRefusedError(
+            f"the schema is not what it was when this run began: {', '.join(changes)}",
+            hint="begin a new run: memharbor migrate run",
+        )
+    if run.get("digest") != settings_digest({key: run[key] for key in run if key not in ("format", "digest")}):
+        raise StateRefusedError(
+            f"`{folder.path / 'run.json'}` was changed since this run began",
+            hint="begin a new run with other settings: memharbor migrate run",
         )
 
 
 def read_texts(connection: Connection) -> Iterator[Any]:
-    """Read id, owner and hash of every memory that is not deleted, streamed."""
+    """Read id, owner and MD5 of the text of every memory that is active, streamed."""
     with _as_service(connection), connection.cursor(name="memharbor_texts") as cursor:
         cursor.itersize = 10_000
         cursor.execute(
-            "select id, user_id, agent_id, run_id, hash from memharbor.memories where state <> 'deleted' and hash is not null"
+            "select id, user_id, agent_id, run_id, md5(memory) from memharbor.memories"
+            " where state = 'active' and memory is not null"
         )
         yield from cursor
 
@@ -267,41 +319,6 @@ def read_erased(connection: Connection) -> frozenset[str]:
     return frozenset(row[0] for row in rows)
 
 
-def read_model(connection: Connection) -> str | None:
-    """Read which model made the embeddings; `None` where nobody knows."""
-    query = "select value ->> 'model' from memharbor.configs where key = %s"
-    with _as_service(connection):
-        row = connection.execute(query, (MODEL_KEY,)).fetchone()
-    return None if row is None else str(row[0])
-
-
-def refuse_other_model(connection: Connection, target: Target, spec: EmbeddingSpec) -> None:
-    """
-    Refuse a model whose embeddings do not fit the schema, or those that are there.
-
-    Raises:
-        ConfigError: They do not fit the schema.
-        StateRefusedError: Another model made those that are there.
-    """
-    check_fit(
-        spec.model,
-        spec.dims,
-        schema_dims=target.settings.embedding_dims,
-        schema_distance=target.settings.embedding_distance,
-        recorded_model=read_model(connection),
-    )
-
-
-def note_model(connection: Connection, embedder: Embedder) -> None:
-    """Note which model made the embeddings, where nobody did."""
-    with _as_service(connection):
-        connection.execute(
-            "insert into memharbor.configs (key, value)"
-            " values (%s, jsonb_build_object('model', %s::text, 'dims', %s::integer)) on conflict (key) do nothing",
-            (MODEL_KEY, embedder.model, embedder.dims),
-        )
-
-
 @contextmanager
 def _as_service(connection: Connection) -> Iterator[None]:
     """Act as the service role: an administrator who is no superuser sees no row of tables under row level security."""
@@ -309,43 +326,36 @@ def _as_service(connection: Connection) -> Iterator[None]:
         yield
 
 
-def read_remap(path: Path) -> dict[str, str]:
-    """
-    Read a file that maps users: a JSON object, or CSV with the id in the source and the new one.
-
-    Raises:
-        SourceDataError: It is neither, or maps one user twice.
-    """
-    try:
-        text = path.read_text(encoding="utf-8-sig")
-        if text.lstrip().startswith("{"):
-            pairs = json.loads(text, object_pairs_hook=list)
-        else:
-            pairs = [tuple(cell.strip() for cell in row) for row in csv.reader(text.splitlines()) if row]
-    except (OSError, ValueError) as exc:
-        raise SourceDataError(f"`{path}` cannot be read: {exc}") from exc
-    if not all(len(pair) == 2 and all(isinstance(part, str | int) and str(part) for part in pair) for pair in pairs):
-        raise SourceDataError(f"`{path}` maps no users", hint='for instance {"1": "alice"}, or a line `1,alice`')
-    names = {str(old): str(new) for old, new in pairs}
-    if len(names) != len(pairs):
-        raise SourceDataError(f"`{path}` maps one user twice")
-    return names
-
-
 def describe_run(folder: WorkFolder) -> dict[str, Any]:
-    """Say how far a run is: segments by step, refusals, and its state: `complete`, `to resume`, `rolled back`, `cleared`."""
+    """
+    Say how far a run is: segments by step, refusals, and its state.
+
+    The state is `to resume`; `to verify`, all is loaded; `complete`, and compared with the database; `differs`, it was
+    found to be another one there; `rolled back`; or `cleared`.
+    """
     run = folder.read_run()
     counts = {step: len(folder.segments(step)) for step in STEPS}
     is_done = folder.is_read() and len(set(counts.values())) == 1
-    is_back = folder.read_json("rolled-back.json") is not None
-    is_cleared = folder.read_json(CLEARED) is not None
     return {
         "name": folder.path.name,
         "source": run["source"]["name"],
         **counts,
         "refused": sum(1 for _ in folder.dead_letters()),
-        "state": "cleared" if is_cleared else "rolled back" if is_back else "complete" if is_done else "to resume",
+        "state": _state(folder, is_done=is_done),
     }
+
+
+def _state(folder: WorkFolder, *, is_done: bool) -> str:
+    if folder.read_json(CLEARED) is not None:
+        return "cleared"
+    if folder.read_json("rolled-back.json") is not None:
+        return "rolled back"
+    verified = folder.read_json(VERIFIED)
+    if not is_done:
+        return "to resume"
+    if verified is None:
+        return "to verify"
+    return "complete" if verified["same"] else "differs"
 
 
 def refuse_cleared(folder: WorkFolder) -> None:
@@ -383,18 +393,27 @@ def forget_load(folder: WorkFolder, target: Target) -> None:
     folder.write_json("rolled-back.json", {"at": datetime.now(UTC).isoformat()})
 
 
-def settings_of_retry(folder: WorkFolder, path: str | None) -> tuple[RunSettings, str]:
+def settings_of_retry(
+    folder: WorkFolder, path: str | None, remap_users: Mapping[str, str] | None = None
+) -> RunSettings:
     """
     Make settings of a run that tries again what another one refused, under the same ids.
 
     Args:
         folder: Of the other run.
         path: A mended copy of its dead letters; they themselves by default.
+        remap_users: New name by name in the source; those of the other run by default.
 
-    Returns:
-        The settings, and the name of the source that ids are made of.
+    Raises:
+        StateRefusedError: The other run's files are gone.
     """
+    refuse_cleared(folder)
     letters = str(Path(path or folder.path / "dead-letters.jsonl").absolute())
     run = folder.read_run()
-    settings = replace(RunSettings.from_data(run["settings"]), source=SourceSpec("dead-letters", (letters,)))
-    return settings, run["source"]["name"]
+    settings = RunSettings.from_data(run["settings"])
+    return replace(
+        settings,
+        source=SourceSpec("dead-letters", (letters,)),
+        source_name=run["source"]["name"],
+        remap_users=settings.remap_users if remap_users is None else remap_users,
+    )

@@ -18,13 +18,15 @@ from typing import Any, Literal
 from memharbor.migrate.record import Record
 from memharbor.migrate.transform import OWNERS
 
-Verdict = Literal["new", "same-id", "other-content", "same-text"]
+Verdict = Literal["new", "same-id", "other-content", "same-text", "same-change"]
 
 _TABLES = """
 create table if not exists ids (id blob primary key, digest blob not null, segment integer not null) without rowid;
+create table if not exists segments (number integer primary key) without rowid;
 create table if not exists texts (owner_text blob primary key, id blob not null, segment integer not null) without rowid;
 """
 _BEFORE = 0
+_CHANGE = ("memory_id", "operation", "old_value", "actor", "changed_at")
 
 
 class Seen:
@@ -32,16 +34,28 @@ class Seen:
     The ids and texts of one run.
 
     Args:
-        path: Its file; it may be gone at any time, and is then made anew from the segments.
+        path: Its file. The segments are what counts: where it is gone, or cut by a power failure, it is begun anew, and
+            what it lacks is noted again (`missing`).
         segment: The last segment that is complete; what was noted of later ones is forgotten.
     """
 
     def __init__(self, path: Path, *, segment: int) -> None:
-        self._connection = sqlite3.connect(path, isolation_level=None)
-        # The segments are what counts: what a power cut loses of this file is noted again from them.
-        self._connection.executescript(f"pragma journal_mode = wal; pragma synchronous = normal; {_TABLES}")
-        self._connection.execute("delete from ids where segment > ?", (segment,))
-        self._connection.execute("delete from texts where segment > ?", (segment,))
+        self._last = segment
+        try:
+            self._connection = _opened(path)
+        except sqlite3.DatabaseError:
+            for suffix in ("", "-wal", "-shm"):
+                path.with_name(path.name + suffix).unlink(missing_ok=True)
+            self._connection = _opened(path)
+        for table, column in (("ids", "segment"), ("texts", "segment"), ("segments", "number")):
+            # Names that are spelled in this module.
+            self._connection.execute(f"delete from {table} where {column} > ?", (segment,))  # noqa: S608
+
+    @property
+    def missing(self) -> list[int]:
+        """Numbers of complete segments whose records were not noted."""
+        known = {number for (number,) in self._connection.execute("select number from segments")}
+        return [number for number in range(1, self._last + 1) if number not in known]
 
     @property
     def knows_target(self) -> bool:
@@ -54,7 +68,7 @@ class Seen:
         Note the texts that the database has before the run.
 
         Args:
-            rows: Id, user, agent, run and hash of each memory.
+            rows: Id, user, agent, run and MD5 of the text of each memory that is active.
         """
         self._connection.execute("begin")
         self._connection.execute("delete from texts where segment = 0")
@@ -72,8 +86,9 @@ class Seen:
         """Begin a segment."""
         self._connection.execute("begin")
 
-    def commit(self) -> None:
+    def commit(self, segment: int) -> None:
         """Keep what was noted of a segment; call it before the segment appears."""
+        self._connection.execute("insert or ignore into segments values (?)", (segment,))
         self._connection.execute("commit")
 
     def meet(self, record: Record, spelled: Mapping[str, Any], segment: int, *, by_text: bool = True) -> Verdict:
@@ -86,26 +101,53 @@ class Seen:
             segment: In which it came.
             by_text: Whether the same text of the same owner is the same memory.
         """
-        digest = hashlib.sha256(json.dumps(spelled, sort_keys=True).encode()).digest()
+        fields = {name: value for name, value in spelled.items() if name != "embedding"}
+        content = hashlib.sha256(json.dumps(fields, sort_keys=True).encode())
+        content.update(record.embedding.packed if record.embedding is not None else b"")
+        digest = content.digest()
         key = record.id.bytes + record.kind.encode()
         row = self._connection.execute("select digest from ids where id = ?", (key,)).fetchone()
         if row is not None:
             return "same-id" if row[0] == digest else "other-content"
         self._connection.execute("insert into ids values (?, ?, ?)", (key, digest, segment))
-        # A deleted memory is no reason to leave out one that is not, nor the other way round.
-        if not by_text or record.kind != "memory" or record.state == "deleted":
+        # A memory that Mem0 does not meet is no reason to leave out one that it does, nor the other way round.
+        if record.kind == "history":
+            # A change has no id in the database: it is told by what was changed, when and by whom.
+            change = [record.data.get(name) for name in _CHANGE]
+            return "same-change" if self._meet_text(_digest(change), record, segment) else "new"
+        if not by_text or record.kind != "memory" or record.state != "active":
             return "new"
-        owner_text = _owner_text([record.data.get(name) for name in OWNERS], str(record.data["hash"]))
-        row = self._connection.execute("select id from texts where owner_text = ?", (owner_text,)).fetchone()
+        # The source's own hash may be of a text that it had before.
+        text_hash = hashlib.md5(record.text.encode(), usedforsecurity=False).hexdigest()
+        owner_text = _owner_text([record.data.get(name) for name in OWNERS], text_hash)
+        return "same-text" if self._meet_text(owner_text, record, segment) else "new"
+
+    def _meet_text(self, key: bytes, record: Record, segment: int) -> bool:
+        """Tell whether another record has a key, and note it where none has."""
+        row = self._connection.execute("select id from texts where owner_text = ?", (key,)).fetchone()
         if row is not None:
-            return "new" if row[0] == record.id.bytes else "same-text"
-        self._connection.execute("insert into texts values (?, ?, ?)", (owner_text, record.id.bytes, segment))
-        return "new"
+            return bool(row[0] != record.id.bytes)
+        self._connection.execute("insert into texts values (?, ?, ?)", (key, record.id.bytes, segment))
+        return False
 
     def close(self) -> None:
         """Close the file."""
         self._connection.close()
 
 
+def _opened(path: Path) -> sqlite3.Connection:
+    connection = sqlite3.connect(path, isolation_level=None)
+    try:
+        connection.executescript(f"pragma journal_mode = wal; pragma synchronous = normal; {_TABLES}")
+    except sqlite3.DatabaseError:
+        connection.close()
+        raise
+    return connection
+
+
 def _owner_text(owner: Iterable[str | None], text_hash: str) -> bytes:
-    return hashlib.sha256(json.dumps([*owner, text_hash]).encode()).digest()
+    return _digest([*owner, text_hash])
+
+
+def _digest(values: list[Any]) -> bytes:
+    return hashlib.sha256(json.dumps(values, sort_keys=True).encode()).digest()

@@ -20,6 +20,7 @@ from datetime import UTC, date, datetime, time
 from typing import Any
 
 from memharbor.migrate.record import NAMESPACE, RawItem, Record, Refusal
+from memharbor.migrate.vector import Vector
 
 TEXT_BYTES_MAX = 1 << 20
 # JSON is spelled, read and walked by functions that call themselves.
@@ -45,12 +46,17 @@ _CAMEL = {
     "createdAt": "created_at",
     "updatedAt": "updated_at",
     "textLemmatized": "text_lemmatized",
+    "attributedTo": "attributed_to",
 }
+# Of its entities only: in a memory these could be the caller's own. Source: npm mem0ai 3.3.1, `dist/oss/index.js`.
+_CAMEL_ENTITY = {"entityType": "entity_type", "linkedMemoryIds": "linked_memory_ids"}
 # Of a memory in an answer, an export or a table: other names of Mem0's fields …
 _TEXTS = ("memory", "content", "text")
 _ALIASES = {**_CAMEL, "session_id": "run_id"}
 # … and what is of the answer or the row, not of the memory.
 _DROPPED = {"id", "score", "embedding", "vector", "state", "owner", "organization", "synthesized"}
+# With an offset, and as PostgreSQL reads it too; Python knows more spellings.
+_INSTANT = re.compile(r"\d{4}-\d\d-\d\dT\d\d:\d\d(:\d\d(\.\d{1,9})?)?(Z|[+-]\d\d(:?\d\d)?)")
 _IMPOSSIBLE = re.compile("[\x00\ud800-\udfff]")
 
 
@@ -101,10 +107,13 @@ def transform(item: RawItem, source: str, choice: Choice) -> Record | Refusal | 
         if item.kind == "history" and item.data.get("table") == "messages":
             return None  # Mem0's short memory of a conversation; it stays in the work folder
         data = _relation(item, source) if item.kind in ("relationship", "history") else _payload(item)
-        if not _is_chosen(data, choice):
-            return None
-        if choice.remap_users:
-            data = _remapped(data, choice.remap_users)
+        if item.kind == "entity":
+            data = _linked(data, source)
+        if not item.is_settled:
+            if not _is_chosen(data, choice):
+                return None
+            if choice.remap_users:
+                data = _remapped(data, choice.remap_users)
         embedding = _vector(item.vector, choice) if item.vector is not None and choice.carry_vectors else None
         lifecycle = {name: _instant(name, value) for name, value in item.lifecycle.items() if value is not None}
         # The Platform keeps what a newer memory has replaced, and does not find it any more.
@@ -140,7 +149,8 @@ def _uuid_of(source_id: str, source: str) -> uuid.UUID:
 def _payload(item: RawItem) -> dict[str, Any]:
     """Flatten a memory or an entity as Mem0 2.x does."""
     is_payload = isinstance(item.data.get("data"), str) and not isinstance(item.data.get("memory"), str)
-    found = _of_payload(item.data) if is_payload else _of_export(item.data)
+    shaped = _of_payload if is_payload else _of_export
+    found = dict(item.data) if item.is_settled else shaped(item.data)
     text = found.get("data")
     if not isinstance(text, str) or not text.strip():
         raise _BadItemError("no-text", "it has no text" if text is None else f"its text is {json.dumps(text)[:40]}")
@@ -191,6 +201,15 @@ def _of_export(given: Mapping[str, Any]) -> dict[str, Any]:
     return found
 
 
+def _linked(data: dict[str, Any], source: str) -> dict[str, Any]:
+    """Name the memories of an entity by the ids that they get."""
+    found = {_CAMEL_ENTITY.get(name, name): value for name, value in data.items()}
+    linked = found.get("linked_memory_ids")
+    if isinstance(linked, list):
+        found["linked_memory_ids"] = [str(_uuid_of(str(each), source)) for each in linked]
+    return found
+
+
 def _relation(item: RawItem, source: str) -> dict[str, Any]:
     """Name the columns of a relationship or a change of the history as the schema contract does."""
     if item.kind == "relationship":
@@ -211,6 +230,10 @@ def _relation(item: RawItem, source: str) -> dict[str, Any]:
     for name in ("created_at", "changed_at"):
         if data.get(name) is not None:
             data[name] = instant_text(name, data[name])
+    if data.get("user_id") in (None, ""):
+        data.pop("user_id", None)
+    else:
+        data["user_id"] = str(data["user_id"])
     return data
 
 
@@ -244,11 +267,11 @@ def _is_chosen(data: Mapping[str, Any], choice: Choice) -> bool:
         return False
     if choice.from_at is None and choice.to_at is None:
         return True
-    if data.get("created_at") is None:
+    at = data.get("created_at", data.get("changed_at"))
+    if at is None:
         return False
-    created_at = _instant("created_at", data["created_at"])
-    is_late_enough = choice.from_at is None or created_at >= choice.from_at
-    return is_late_enough and (choice.to_at is None or created_at < choice.to_at)
+    moment = _instant("created_at", at)
+    return (choice.from_at is None or moment >= choice.from_at) and (choice.to_at is None or moment < choice.to_at)
 
 
 def _remapped(data: dict[str, Any], names: Mapping[str, str]) -> dict[str, Any]:
@@ -260,16 +283,16 @@ def _remapped(data: dict[str, Any], names: Mapping[str, str]) -> dict[str, Any]:
     return {**data, "user_id": names[user]}
 
 
-def _vector(vector: Sequence[Any], choice: Choice) -> tuple[float, ...]:
+def _vector(vector: Sequence[Any], choice: Choice) -> Vector:
     if choice.dims is not None and len(vector) != choice.dims:
         raise _BadItemError("wrong-dims", f"its embedding has {len(vector)} dimensions and the schema {choice.dims}")
     try:
-        found = struct.unpack(f"<{len(vector)}f", struct.pack(f"<{len(vector)}f", *vector))
+        found = Vector.of(vector)
     except (OverflowError, TypeError, ValueError, struct.error):
         raise _BadItemError("bad-vector", "its embedding has a value that is no float32") from None
-    if not all(map(math.isfinite, found)):
+    if not found.is_finite:
         raise _BadItemError("bad-vector", "its embedding has a value that is not finite")
-    if not any(found):
+    if found.is_zero:
         raise _BadItemError("bad-vector", "its embedding is all zeros, which is near to nothing by cosine distance")
     return found
 
@@ -286,9 +309,8 @@ def instant_text(name: str, value: Any) -> str:
     ('2025-01-15T10:00:00+00:00', '2025-01-15T10:00:00+00:00')
     """
     moment = _instant(name, value)
-    if isinstance(value, str) and "T" in value and datetime.fromisoformat(value).tzinfo is not None:
-        return value
-    return moment.isoformat()
+    as_it_was = str(value).strip()
+    return as_it_was if _INSTANT.fullmatch(as_it_was) else moment.isoformat()
 
 
 def _instant(name: str, value: Any) -> datetime:

@@ -16,8 +16,10 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -33,6 +35,20 @@ CLEARED = "cleared.json"
 _END = "end"
 
 
+@dataclass(frozen=True)
+class Segment:
+    """
+    What a step made of some items.
+
+    Args:
+        lines: JSON data of each.
+        end: The last line: `counts`, `reasons`, and of the first step its `position`.
+    """
+
+    lines: list[Mapping[str, Any]]
+    end: Mapping[str, Any]
+
+
 class WorkFolder:
     """
     One run's folder.
@@ -43,6 +59,8 @@ class WorkFolder:
 
     def __init__(self, path: Path) -> None:
         self.path = path
+        # By step, what was written last: the next step takes it from here, and need not read it back.
+        self._at_hand: dict[str, tuple[int, Segment]] = {}
 
     @property
     def exists(self) -> bool:
@@ -99,18 +117,45 @@ class WorkFolder:
         Args:
             step: Whose output it is.
             number: From 1 on.
-            lines: Its lines, streamed.
+            lines: Its lines.
             end: What the last line says.
         """
+        segment = Segment(list(lines), end)
 
         def write(incoming: Path) -> None:
             compressor = zstandard.ZstdCompressor(level=1, write_checksum=True)
             with zstandard.open(incoming, "wt", cctx=compressor, encoding="utf-8", newline="\n") as file:
-                for line in lines:
+                for line in segment.lines:
                     file.write(_spell(line) + "\n")
                 file.write(_spell({_END: end}) + "\n")
 
         self._put(self._segment(step, number), write)
+        self._at_hand[step] = (number, segment)
+
+    def pass_on(self, segment: Segment, step: str, number: int, to: str) -> None:
+        """Make a segment of one step that of the next, which has nothing to change in it."""
+        source = self._segment(step, number)
+
+        def write(incoming: Path) -> None:
+            try:
+                incoming.hardlink_to(source)
+            except OSError:
+                shutil.copyfile(source, incoming)
+
+        self._put(self._segment(to, number), write)
+        self._at_hand[to] = (number, segment)
+
+    def take_segment(self, step: str, number: int) -> Segment:
+        """
+        Take a segment for the next step; what this process wrote last is not read back.
+
+        Raises:
+            SourceDataError: It is damaged.
+        """
+        written, segment = self._at_hand.pop(step, (0, None))
+        if segment is not None and written == number:
+            return segment
+        return Segment(list(self.read_segment(step, number)), self.read_end(step, number))
 
     def read_segment(self, step: str, number: int) -> Iterator[dict[str, Any]]:
         """

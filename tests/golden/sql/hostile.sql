@@ -1,14 +1,65 @@
--- bench/plain_table.sql
+-- bench/tables.sql
 -- component: tables
--- purpose: a table without indexes and triggers, to compare a load with
+-- purpose: what a load is compared with: the table, indexes and trigger that the seeds' import script writes to, and a table without any
 -- variables: embedding_dims, vector_schema
 -- runs as: administrator
--- safe to repeat: temporary, gone with the session
-create temporary table if not exists bench_plain (
-  id uuid,
+-- safe to repeat: creates only what is missing
+create schema if not exists memharbor_bench;
+create table if not exists memharbor_bench.memories (
+  id uuid not null default gen_random_uuid(),
+  user_id text not null,
+  agent_id text,
+  run_id text,
+  memory text not null,
+  hash text,
+  metadata jsonb not null default '{}',
+  categories text[] not null default '{}',
   embedding "we""ird'; drop table x; --\ {{ 7 * 7 }} {% raw %} Ü🐘".vector(1536),
+  created_at timestamptz not null default now(),
+  updated_at timestamptz not null default now(),
+  constraint memories_pkey primary key (id)
+);
+create index if not exists memories_embedding on memharbor_bench.memories
+  using hnsw (embedding "we""ird'; drop table x; --\ {{ 7 * 7 }} {% raw %} Ü🐘".vector_cosine_ops) with (m = 16, ef_construction = 64);
+create index if not exists memories_user_id on memharbor_bench.memories (user_id);
+create index if not exists memories_agent_id on memharbor_bench.memories (agent_id);
+create index if not exists memories_run_id on memharbor_bench.memories (run_id);
+create index if not exists memories_user_created on memharbor_bench.memories (user_id, created_at desc);
+create index if not exists memories_user_agent on memharbor_bench.memories (user_id, agent_id);
+create index if not exists memories_content_fts on memharbor_bench.memories
+  using gin (to_tsvector('english', memory));
+create table if not exists memharbor_bench.memory_audit (
+  id bigint generated always as identity,
+  operation text not null,
+  new_row jsonb,
+  changed_at timestamptz not null default now(),
+  constraint memory_audit_pkey primary key (id)
+);
+create or replace function memharbor_bench.audit_memory_changes() returns trigger
+language plpgsql
+set search_path = pg_catalog
+as $$
+begin
+  insert into memharbor_bench.memory_audit (operation, new_row) values (tg_op, to_jsonb(new) - 'embedding');
+  return null;
+end
+$$;
+create or replace trigger audit_memory_changes after insert or update on memharbor_bench.memories
+  for each row execute function memharbor_bench.audit_memory_changes();
+create table if not exists memharbor_bench.plain (
+  id uuid,
+  embedding "we""ird'; drop table x; --\ {{ 7 * 7 }} {% raw %} Ü🐘".vector(1536) storage plain,
   payload jsonb
 );
+
+-- migrate/chosen.sql
+-- component: tables
+-- purpose: the ids that a person chose of the rows to embed
+-- variables: role
+-- runs as: administrator
+-- safe to repeat: creates only what is missing; temporary, gone with the session
+create temporary table if not exists chosen_ids (id uuid not null, constraint chosen_ids_pkey primary key (id));
+grant select on chosen_ids to "we""ird'; drop table x; --\ {{ 7 * 7 }} {% raw %} Ü🐘";
 
 -- migrate/foretold.sql
 -- component: tables
@@ -21,31 +72,29 @@ grant select on foretold_memories to "we""ird'; drop table x; --\ {{ 7 * 7 }} {%
 
 -- migrate/stage.sql
 -- component: tables
--- purpose: temporary tables for one segment of a migration, that the service role, or the owner of the audit trail, reads when it merges them
--- variables: embedding_dims, owner, role, vector_schema
+-- purpose: temporary tables for a segment of a migration and what was judged of its rows, that the service role, or the owner of the audit trail, reads when it merges them
+-- variables: embedding_dims, embedding_storage, owner, role, vector_schema
 -- runs as: administrator
--- safe to repeat: temporary, gone at the end of the transaction
-create temporary table staged_memories (
+-- safe to repeat: creates only what is missing; temporary, empty after each transaction, gone with the session
+create temporary table if not exists staged_memories (
   place integer,
   id uuid,
-  embedding "we""ird'; drop table x; --\ {{ 7 * 7 }} {% raw %} Ü🐘".vector(1536),
+  embedding "we""ird'; drop table x; --\ {{ 7 * 7 }} {% raw %} Ü🐘".vector(1536) storage plain,
   payload jsonb,
   will_embed boolean,
   state text,
   archived_at timestamptz,
   deleted_at timestamptz,
-  expires_at timestamptz,
-  verdict text
-) on commit drop;
-create temporary table staged_entities (
+  expires_at timestamptz
+) on commit delete rows;
+create temporary table if not exists staged_entities (
   place integer,
   id uuid,
-  embedding "we""ird'; drop table x; --\ {{ 7 * 7 }} {% raw %} Ü🐘".vector(1536),
+  embedding "we""ird'; drop table x; --\ {{ 7 * 7 }} {% raw %} Ü🐘".vector(1536) storage plain,
   payload jsonb,
-  will_embed boolean,
-  verdict text
-) on commit drop;
-create temporary table staged_relationships (
+  will_embed boolean
+) on commit delete rows;
+create temporary table if not exists staged_relationships (
   place integer,
   id uuid,
   source_memory_id uuid,
@@ -54,20 +103,23 @@ create temporary table staged_relationships (
   strength numeric,
   metadata jsonb,
   user_id text,
-  created_at timestamptz,
-  verdict text
-) on commit drop;
-create temporary table staged_history (
+  created_at timestamptz
+) on commit delete rows;
+create temporary table if not exists staged_history (
   place integer,
   memory_id uuid,
   user_id text,
   operation text,
   old_value jsonb,
   actor text,
-  changed_at timestamptz,
-  verdict text
-) on commit drop;
-grant select, insert, update, delete on staged_memories, staged_entities, staged_relationships, staged_history
+  changed_at timestamptz
+) on commit delete rows;
+create temporary table if not exists judged (
+  place integer not null,
+  verdict text not null,
+  constraint judged_pkey primary key (place)
+) on commit delete rows;
+grant select, insert, update, delete on staged_memories, staged_entities, staged_relationships, staged_history, judged
 to "we""ird'; drop table x; --\ {{ 7 * 7 }} {% raw %} Ü🐘", "we""ird'; drop table x; --\ {{ 7 * 7 }} {% raw %} Ü🐘";
 
 -- repeatable/10_database.sql

@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import base64
 import binascii
+import math
 import queue
 import re
 import threading
@@ -22,6 +23,7 @@ from dataclasses import dataclass
 from types import TracebackType
 from typing import Any, Self
 
+import httpx
 from pydantic import SecretStr
 
 from memharbor.errors import ConfigError, ConnectError, EmbeddingError, SourceDataError
@@ -65,6 +67,39 @@ class _RefusedError(Exception):
     """The endpoint does not take a batch; carries its words."""
 
 
+class _Pace:
+    """Lets requests go one interval apart, whichever thread sends them."""
+
+    def __init__(self, max_rate: float | None, clock: Clock) -> None:
+        self._interval = 1.0 / max_rate if max_rate else 0.0
+        self._clock = clock
+        self._next_at = -math.inf
+        self._lock = threading.Lock()
+
+    def wait(self) -> None:
+        """Wait for the next place."""
+        if not self._interval:
+            return
+        with self._lock:
+            now = self._clock.monotonic()
+            place_at = max(now, self._next_at)
+            self._next_at = place_at + self._interval
+        if place_at > now:
+            self._clock.sleep(place_at - now)
+
+
+class _PacedClient(HttpClient):
+    """A client that keeps to a pace with others, in every attempt."""
+
+    def __init__(self, pace: _Pace, base_url: str, **options: Any) -> None:
+        super().__init__(base_url, **options)
+        self._pace = pace
+
+    def _send(self, method: str, path: str, params: Mapping[str, Any] | None, body: Any) -> httpx.Response:
+        self._pace.wait()
+        return super()._send(method, path, params, body)
+
+
 class EndpointEmbedder:
     """
     Embed through an OpenAI-compatible endpoint. A context manager.
@@ -78,7 +113,7 @@ class EndpointEmbedder:
         batch_size: Texts a request at most.
         batch_tokens: Tokens a request at most, by a guess that is on the high side.
         concurrency: Requests at once.
-        max_rate: Requests a second at most, retries included; `None` for as fast as answers come.
+        max_rate: Requests a second at most of all together, retries included; `None` for as fast as answers come.
         encoding: `float`, which every endpoint knows, or `base64`, which is a third of the size.
         key_variable: The environment variable that the key came from, for hints.
         attempts: How often one request is tried at most.
@@ -119,15 +154,16 @@ class EndpointEmbedder:
         self._request: dict[str, Any] = {"model": model, "encoding_format": encoding}
         if model.rpartition("/")[2].startswith("text-embedding-3"):
             self._request["dimensions"] = dims
+        pace = _Pace(max_rate, clock or Clock())
         self._clients = [
-            HttpClient(
+            _PacedClient(
+                pace,
                 base_url,
                 key=key,
                 key_variable=key_variable,
                 scheme="Bearer",
                 attempts=attempts,
                 timeout_seconds=timeout_seconds,
-                max_rate=max_rate / concurrency if max_rate else None,
                 clock=clock,
             )
             for _ in range(concurrency)
@@ -202,7 +238,7 @@ class EndpointEmbedder:
             if len(texts) == 1:
                 return {texts[0]: self._refuse(str(exc))}
         made = self._halved(texts)
-        if all(isinstance(embedding, tuple) for embedding in made.values()):
+        if not any(isinstance(embedding, EmbeddingRefusal) for embedding in made.values()):
             # No text was to blame, so the batch was too large.
             with self._lock:
                 self._batch_size = min(self._batch_size, -(-len(texts) // 2))
@@ -243,7 +279,7 @@ class EndpointEmbedder:
         if answer.status in _REFUSED:
             raise _RefusedError(words_of(answer.data) or f"status {answer.status}")
         made = dict(zip(texts, self._embeddings(answer.data, len(texts)), strict=True))
-        self._cache.store((text, vector) for text, vector in made.items() if isinstance(vector, tuple))
+        self._cache.store((text, vector) for text, vector in made.items() if not isinstance(vector, EmbeddingRefusal))
         with self._lock:
             self.usage.requests += 1
             self.usage.tokens += _counted_tokens(answer.data)

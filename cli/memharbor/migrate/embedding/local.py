@@ -60,14 +60,16 @@ class LocalEmbedder:
             batch = missing[start : start + _BATCH_TEXTS]
             made = dict(zip(batch, self._encoded(batch), strict=True))
             if self._cache:
-                self._cache.store((text, vector) for text, vector in made.items() if isinstance(vector, tuple))
+                self._cache.store(
+                    (text, vector) for text, vector in made.items() if not isinstance(vector, EmbeddingRefusal)
+                )
             found |= made
         empty = EmbeddingRefusal("no-text", "it has no text to embed")
         return [found.get(text, empty) for text in texts]
 
     def _encoded(self, batch: list[str]) -> list[Embedding]:
         vectors = [checked_vector(list(vector)) for vector in self._encode(batch)]
-        lengths = {len(vector) for vector in vectors if isinstance(vector, tuple)} - {self.dims}
+        lengths = {len(vector) for vector in vectors if not isinstance(vector, EmbeddingRefusal)} - {self.dims}
         if len(vectors) != len(batch) or lengths:
             raise EmbeddingError(
                 f"`{self.model}` gave {len(vectors)} embeddings of {sorted(lengths) or self.dims} dimensions"

@@ -193,10 +193,25 @@ def estimate(
     sampled = [max(1.0, estimate_tokens(text)) for text in sample]
     count = len(sampled) if text_count is None else text_count
     tokens = math.ceil(math.fsum(sampled) * count / len(sampled)) if sampled else 0
-    known = find_model(model)
+    return estimate_cost(tokens, model, usd_per_million_tokens=usd_per_million_tokens)
+
+
+def estimate_cost(tokens: float, model: str, *, usd_per_million_tokens: float | None = None) -> Estimate:
+    """
+    Estimate what some tokens cost.
+
+    Args:
+        tokens: About how many.
+        model: That is to embed them.
+        usd_per_million_tokens: The price, where the caller knows a better one than the table.
+
+    >>> estimate_cost(1_000_000, "text-embedding-3-small").usd
+    0.02
+    """
+    known, count = find_model(model), math.ceil(tokens)
     price, source = usd_per_million_tokens, "the caller"
     if price is None and known is not None:
         price, source = known.usd_per_million_tokens, f"{known.source}, {PRICES_READ_ON}"
     if price is None:
-        return Estimate(tokens, None, None)
-    return Estimate(tokens, tokens * price / 1_000_000, source)
+        return Estimate(count, None, None)
+    return Estimate(count, count * price / 1_000_000, source)

@@ -14,8 +14,10 @@ from dataclasses import dataclass
 from psycopg import sql
 
 from memharbor.database import Connection
+from memharbor.migrate.vector import Vector
 
 VECTOR_TYPES = ("vector", "halfvec")
+JSON_TYPES = ("json", "jsonb")
 _ARRAY_TYPES = ("_float4", "_float8")
 
 
@@ -107,14 +109,15 @@ def can_hold_vectors(column: Column | None) -> bool:
     return column is not None and column.type_name in (*VECTOR_TYPES, *_ARRAY_TYPES)
 
 
-def decode_vector(raw: bytes, type_name: str) -> tuple[float, ...]:
+def decode_vector(raw: bytes, type_name: str) -> Vector:
     """
     Read what pgvector sends for a vector or a halfvec: int16 count, int16 unused, then big-endian floats.
 
     >>> decode_vector(bytes.fromhex("00020000" "3f800000" "bf000000"), "vector")
-    (1.0, -0.5)
+    Vector.of((1.0, -0.5))
     >>> decode_vector(bytes.fromhex("00020000" "3c00" "b800"), "halfvec")
-    (1.0, -0.5)
+    Vector.of((1.0, -0.5))
     """
-    letter = "e" if type_name == "halfvec" else "f"
-    return struct.unpack_from(f">{int.from_bytes(raw[:2], 'big')}{letter}", raw, 4)
+    if type_name == "halfvec":
+        return Vector.of(struct.unpack_from(f">{int.from_bytes(raw[:2], 'big')}e", raw, 4))
+    return Vector.from_big_endian(raw[4:])

@@ -23,12 +23,14 @@ CHUNK_BYTES = 1 << 18
 # An item that is larger is refused: 1 MiB of text and an embedding of 16,000 dimensions have room in it many times.
 VALUE_BYTES = 1 << 24
 
-_SPACE = re.compile(rb"[ \t\r\n]*+")
-_SCALAR = re.compile(rb"[^\s,:\[\]{}\"]*+")
+# No possessive quantifiers: those of Python before 3.11.5, which Debian 12 has, match wrongly (python/cpython#106052).
+# These need none, for no two of their parts can take the same byte.
+_SPACE = re.compile(rb"[ \t\r\n]*")
+_SCALAR = re.compile(rb"[^\s,:\[\]{}\"]*")
 # To the next bracket, over whole strings; a string that is cut off stops it at its first quote.
-_TO_BRACKET = re.compile(rb'(?:[^"{}\[\]]++|"(?:[^"\\]++|\\.)*+")*+', re.DOTALL)
+_TO_BRACKET = re.compile(rb'(?:[^"{}\[\]]+|"[^"\\]*(?:\\.[^"\\]*)*")*', re.DOTALL)
 # To the end of a string, or as far as there are bytes.
-_IN_STRING = re.compile(rb"(?:[^\"\\]++|\\.)*+", re.DOTALL)
+_IN_STRING = re.compile(rb"[^\"\\]*(?:\\.[^\"\\]*)*", re.DOTALL)
 
 
 @dataclass(frozen=True)

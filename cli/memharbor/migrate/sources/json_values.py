@@ -12,10 +12,11 @@ import binascii
 import json
 import math
 import re
-import struct
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
+
+from memharbor.migrate.vector import Vector
 
 # So much of an item that cannot be read is kept for a person to mend.
 KEPT_BYTES = 1 << 20
@@ -55,7 +56,10 @@ def parse_value(raw: bytes) -> Any:
     if b"\0" in raw:
         return Problem("bad-text", "it has a NUL character")
     try:
-        value = json.loads(raw.decode("utf-8"), parse_float=_finite, parse_constant=_finite)
+        text = raw.decode("utf-8")
+        value = json.loads(text, parse_constant=_finite)
+        if not _seems_finite(value):
+            value = json.loads(text, parse_float=_finite)
     except UnicodeDecodeError as exc:
         return Problem("bad-text", f"it is not UTF-8: {exc.reason} at its byte {exc.start:,}")
     except json.JSONDecodeError as exc:
@@ -106,12 +110,12 @@ def is_storable(value: Any) -> bool:
     return True
 
 
-def read_vector(value: Any) -> tuple[float, ...] | Problem | None:
+def read_vector(value: Any) -> Sequence[float] | Problem | None:
     """
     Read an embedding as files spell it: a list of numbers, that list as a text, or base64 of little-endian float32.
 
     >>> read_vector("AACAPwAAAL8=")
-    (1.0, -0.5)
+    Vector.of((1.0, -0.5))
     >>> read_vector([])
     """
     if value is None or value in ([], ""):
@@ -124,7 +128,7 @@ def read_vector(value: Any) -> tuple[float, ...] | Problem | None:
             return unpack_floats(base64.b64decode(value, validate=True))
         except (binascii.Error, ValueError):
             return Problem("bad-vector", _NO_VECTOR)
-    if not isinstance(value, list) or not all(type(each) in (int, float) for each in value):
+    if not isinstance(value, list) or not set(map(type, value)) <= {int, float}:
         return Problem("bad-vector", _NO_VECTOR)
     try:
         return tuple(map(float, value))
@@ -135,7 +139,7 @@ def read_vector(value: Any) -> tuple[float, ...] | Problem | None:
 _NO_VECTOR = "its embedding is neither a list of numbers nor base64 of float32 values"
 
 
-def unpack_floats(packed: bytes) -> tuple[float, ...] | Problem | None:
+def unpack_floats(packed: bytes) -> Vector | Problem | None:
     """
     Read little-endian float32 values, bit for bit; none at all is no embedding.
 
@@ -145,7 +149,7 @@ def unpack_floats(packed: bytes) -> tuple[float, ...] | Problem | None:
     if len(packed) % 4:
         size = f"{len(packed):,} bytes"
         return Problem("wrong-dims", f"its embedding has {size}, which is no number of float32 values")
-    return struct.unpack(f"<{len(packed) // 4}f", packed) or None
+    return Vector(packed) if packed else None
 
 
 def raw_item(raw: bytes, *, is_whole: bool = True) -> dict[str, Any]:
@@ -182,6 +186,20 @@ def id_text(value: Any) -> str | Problem:
 def first_text(values: Sequence[Any]) -> str:
     """Find the first that is a text and not empty; empty where none is."""
     return next((value for value in values if isinstance(value, str) and value), "")
+
+
+def _seems_finite(value: Any) -> bool:
+    """Whether no number in a JSON value is infinite; may say no where only a sum is."""
+    if isinstance(value, dict):
+        return all(map(_seems_finite, value.values()))
+    if isinstance(value, list):
+        if set(map(type, value)) <= {int, float}:
+            try:
+                return math.isfinite(sum(value))
+            except OverflowError:
+                return False
+        return all(map(_seems_finite, value))
+    return not isinstance(value, float) or math.isfinite(value)
 
 
 def _finite(text: str) -> float:

@@ -11,7 +11,8 @@ from __future__ import annotations
 
 import hashlib
 import sqlite3
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -20,8 +21,9 @@ from memharbor.migrate.record import RawItem, Refusal, SourceInfo
 from memharbor.migrate.sources.json_stream import digest_file
 from memharbor.migrate.sources.json_values import Problem
 from memharbor.migrate.sources.openmemory_item import Change, Memory, change_item, memory_item, refuse
+from memharbor.migrate.sources.openmemory_vectors import Vectors, VectorStore
 from memharbor.migrate.sources.openmemory_zip import read_zip
-from memharbor.migrate.sources.qdrant_points import PointVectors, canonical_id, find_dims, point_vectors
+from memharbor.migrate.sources.qdrant_points import canonical_id
 from memharbor.migrate.sources.sqlite_rows import (
     count_rows,
     digest_rows,
@@ -30,6 +32,7 @@ from memharbor.migrate.sources.sqlite_rows import (
     kept_row,
     opened,
     plain_row,
+    plain_value,
     read_pages,
 )
 
@@ -65,10 +68,11 @@ class OpenMemorySource:
 
     Args:
         paths: The database, or one or several zips.
-        vectors: An export of Qdrant's points, where embeddings are to be carried; see `qdrant_points`.
+        vectors: Where its embeddings are, if they are to be carried: an export of Qdrant's points, see `qdrant_points`, or
+            a table, see `openmemory_pgvector`.
     """
 
-    def __init__(self, paths: Path | Sequence[Path], vectors: Path | None = None) -> None:
+    def __init__(self, paths: Path | Sequence[Path], vectors: VectorStore | None = None) -> None:
         self._paths = (paths,) if isinstance(paths, Path) else tuple(paths)
         self._vectors = vectors
 
@@ -88,15 +92,17 @@ class OpenMemorySource:
             identity = (
                 f"sha256 {hashlib.sha256(repr([digest_file(path) for path in self._paths]).encode()).hexdigest()}"
             )
+        dims = None
         if self._vectors is not None:
-            identity += f", vectors sha256 {digest_file(self._vectors)[1]}"
+            store, dims = self._vectors.describe()
+            identity += f", vectors {store}"
         size = sum(path.stat().st_size for path in self._paths)
-        return SourceInfo("openmemory", identity, counts, find_dims(self._vectors), size)
+        return SourceInfo("openmemory", identity, counts, dims, size)
 
     def read(self, after: str | None = None) -> Iterator[RawItem | Refusal]:
         """Read every memory and then every change of a state, zip after zip; see `Source`."""
         is_database = self._is_database()
-        with point_vectors(self._vectors) as vectors:
+        with nullcontext() if self._vectors is None else self._vectors.lend() as vectors:
             if is_database:
                 yield from self._read_database(after, vectors)
                 return
@@ -125,7 +131,7 @@ class OpenMemorySource:
             )
         return {table: found[table] for table in (*_NEEDED, *_OPTIONAL) if table in found}
 
-    def _read_database(self, after: str | None, vectors: PointVectors | None) -> Iterator[RawItem | Refusal]:
+    def _read_database(self, after: str | None, vectors: Vectors | None) -> Iterator[RawItem | Refusal]:
         table, rowid = _read_position(after)
         with opened(self._paths[0]) as connection:
             tables = self._tables(connection)
@@ -133,8 +139,9 @@ class OpenMemorySource:
                 for page in read_pages(connection, _MEMORIES, rowid):
                     rows = [(number, dict(zip(_MEMORY_COLUMNS, values, strict=True))) for number, values in page]
                     extras = _Extras(connection, tables, [row["id"] for _, row in rows])
+                    found = {} if vectors is None else vectors.find_many([*_ids(row for _, row in rows)])
                     for number, row in rows:
-                        yield _memory(row, extras, vectors, f"memories {number}")
+                        yield _memory(row, extras, found, f"memories {number}")
             if "memory_status_history" in tables:
                 begin = rowid if table == "memory_status_history" else None
                 for page in read_pages(connection, _CHANGES, begin):
@@ -168,7 +175,14 @@ class _Extras:
             self.accesses = {row[0]: (row[1], row[2]) for row in connection.execute(statement, plain)}
 
 
-def _memory(row: dict[str, Any], extras: _Extras, vectors: PointVectors | None, position: str) -> RawItem | Refusal:
+def _ids(rows: Iterable[Mapping[str, Any]]) -> Iterator[str]:
+    plain = (plain_value(row["id"]) for row in rows)
+    return (canonical_id(each) for each in plain if each is not None and not isinstance(each, Problem))
+
+
+def _memory(
+    row: dict[str, Any], extras: _Extras, vectors: Mapping[str, Sequence[float] | Problem], position: str
+) -> RawItem | Refusal:
     metadata = json_column("metadata", row["metadata"])
     count, last = extras.accesses.get(row["id"], (0, None))
     names = {f"category {at}": name for at, name in enumerate(extras.categories.get(row["id"], ()))}

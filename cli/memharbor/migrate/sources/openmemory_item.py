@@ -10,7 +10,7 @@ from typing import Any, cast, get_args
 
 from memharbor.migrate.record import Kind, RawItem, Refusal, State
 from memharbor.migrate.sources.json_values import Problem
-from memharbor.migrate.sources.qdrant_points import PointVectors, canonical_id
+from memharbor.migrate.sources.qdrant_points import canonical_id
 
 _LIFECYCLE = ("archived_at", "deleted_at")
 
@@ -53,15 +53,15 @@ class Change:
     has_memory: bool
 
 
-def memory_item(memory: Memory, vectors: PointVectors | None, position: str) -> RawItem | Refusal:
-    """Make an item of a memory, with its embedding where one is found."""
+def memory_item(memory: Memory, vectors: Mapping[str, Sequence[float] | Problem], position: str) -> RawItem | Refusal:
+    """Make an item of a memory, with its embedding where there is one under its id."""
     fields = memory.fields
     source_id = "" if fields.get("id") is None else canonical_id(fields["id"])
     metadata = fields.get("metadata") or {}
     problem = _check(memory, metadata)
-    vector = vectors.find(source_id) if vectors is not None and problem is None else None
+    vector = vectors.get(source_id)
     if isinstance(vector, Problem):
-        problem, vector = vector, None
+        problem, vector = problem or vector, None
     if problem is not None:
         return refuse(problem, "memory", source_id or position, fields, position)
     # A key of the application's own stays.

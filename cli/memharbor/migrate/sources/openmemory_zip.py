@@ -8,21 +8,25 @@ from __future__ import annotations
 
 import zipfile
 import zlib
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, Any
 
 from memharbor.errors import SourceDataError
-from memharbor.migrate.record import RawItem, Refusal
+from memharbor.migrate.record import Kind, RawItem, Refusal
 from memharbor.migrate.sources.json_stream import VALUE_BYTES, JsonStream, Value
 from memharbor.migrate.sources.json_values import Problem, parse_object, parse_value, raw_item
 from memharbor.migrate.sources.openmemory_item import Change, Memory, change_item, memory_item, refuse
-from memharbor.migrate.sources.qdrant_points import PointVectors, canonical_id
+from memharbor.migrate.sources.openmemory_vectors import Vectors
+from memharbor.migrate.sources.qdrant_points import canonical_id
 
 _MEMBER = "memories.json"
 _LISTS = ("memories", "status_history")
+# Embeddings are asked for so many at a time; items of so many bytes are held for it.
+_BATCH_ITEMS = 200
+_BATCH_BYTES = 1 << 20
 
 
 @dataclass(frozen=True)
@@ -41,7 +45,25 @@ class _Header:
     categories: Mapping[str, Any]
 
 
-def read_zip(path: Path, vectors: PointVectors | None, number: int, *, prefix: str = "") -> Iterator[RawItem | Refusal]:
+@dataclass(frozen=True)
+class _Item:
+    """
+    One item of one of the lists.
+
+    Args:
+        ordinal: Which one it is, counted from 1.
+        key: Of its list.
+        value: As it stands there.
+        fields: What it says.
+    """
+
+    ordinal: int
+    key: str
+    value: Value
+    fields: dict[str, Any] | Problem
+
+
+def read_zip(path: Path, vectors: Vectors | None, number: int, *, prefix: str = "") -> Iterator[RawItem | Refusal]:
     """
     Read the memories of an export, and the changes of their states.
 
@@ -57,9 +79,15 @@ def read_zip(path: Path, vectors: PointVectors | None, number: int, *, prefix: s
     with _member(path) as file:
         header = _read_header(JsonStream(file.read, f"`{path}`"), path)
     with _member(path) as file:
-        for ordinal, (key, value) in enumerate(_find_items(JsonStream(file.read, f"`{path}`")), 1):
-            if ordinal > number:
-                yield _item(key, value, header, vectors, f"{prefix}{ordinal}")
+        items = (
+            _Item(ordinal, key, value, _fields(value))
+            for ordinal, (key, value) in enumerate(_find_items(JsonStream(file.read, f"`{path}`")), 1)
+            if ordinal > number
+        )
+        for batch in _batches(items):
+            found = {} if vectors is None else vectors.find_many([*_ids(batch)])
+            for item in batch:
+                yield _item(item, header, found, f"{prefix}{item.ordinal}")
 
 
 def _find_items(stream: JsonStream) -> Iterator[tuple[str, Value]]:
@@ -95,15 +123,39 @@ def _names(listed: Any) -> dict[str, Any]:
     return {canonical_id(each.get("id")): each.get("name") for each in rows}
 
 
-def _item(key: str, value: Value, header: _Header, vectors: PointVectors | None, position: str) -> RawItem | Refusal:
-    kind: Any = "memory" if key == "memories" else "history"
-    fields: Any = parse_object(value.raw)
-    if not value.is_whole:
-        fields = Problem("bad-json", f"it is larger than {VALUE_BYTES:,} bytes")
+def _fields(value: Value) -> dict[str, Any] | Problem:
+    return (
+        parse_object(value.raw) if value.is_whole else Problem("bad-json", f"it is larger than {VALUE_BYTES:,} bytes")
+    )
+
+
+def _batches(items: Iterable[_Item]) -> Iterator[list[_Item]]:
+    batch: list[_Item] = []
+    size = 0
+    for item in items:
+        batch.append(item)
+        size += len(item.value.raw)
+        if len(batch) == _BATCH_ITEMS or size >= _BATCH_BYTES:
+            yield batch
+            batch, size = [], 0
+    yield batch
+
+
+def _ids(batch: Iterable[_Item]) -> Iterator[str]:
+    of_memories = (item.fields for item in batch if item.key == "memories")
+    return (canonical_id(each["id"]) for each in of_memories if not isinstance(each, Problem) and each.get("id"))
+
+
+def _item(
+    item: _Item, header: _Header, vectors: Mapping[str, Sequence[float] | Problem], position: str
+) -> RawItem | Refusal:
+    fields = item.fields
     if isinstance(fields, Problem):
-        return refuse(fields, kind, position, raw_item(value.raw, is_whole=value.is_whole), position)
+        kind: Kind = "memory" if item.key == "memories" else "history"
+        raw = raw_item(item.value.raw, is_whole=item.value.is_whole)
+        return refuse(fields, kind, position, raw, position)
     owner = header.user["user_id"]
-    if key == "status_history":
+    if item.key == "status_history":
         changer = owner if canonical_id(fields.get("changed_by")) == canonical_id(header.user.get("id")) else None
         return change_item(Change(fields, owner, changer, has_memory=True), position)
     if fields.get("user_id") is not None and canonical_id(fields["user_id"]) != canonical_id(header.user.get("id")):

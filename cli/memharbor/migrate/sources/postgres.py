@@ -6,7 +6,8 @@ nothing, and through a server-side cursor, so that a large table takes no more m
 switched off, which makes PostgreSQL refuse a query whose rows a policy would hide, instead of hiding them.
 
 The identity of a source counts its rows and adds up a hash of each row's key and `xmin`: any insert, update and delete
-changes it, one that touches nothing but an embedding too, and the embeddings need not be read for it. A view has no
+changes it, one that touches nothing but an embedding too, and the embeddings need not be read for it. What its user is
+called is hashed too, where that is looked up in another table. A view has no
 `xmin`: there the hash is of the key and the data, and a change of an embedding alone is not noticed. Nor is, anywhere, a
 change of the table's definition that leaves the rows alone.
 Sources: PostgreSQL manual, Client Connection Defaults (row_security), DECLARE, System Columns; pgvector, vector_send.
@@ -17,7 +18,7 @@ from __future__ import annotations
 import json
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import closing, contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, LiteralString
 
 import psycopg
@@ -28,7 +29,9 @@ from psycopg.adapt import Loader
 from memharbor.database import Connection, redact_dsn, server_text, translated_errors
 from memharbor.errors import ConfigError, ConnectError, SourceDataError, StateRefusedError
 from memharbor.migrate.record import Kind, RawItem, Refusal, SourceInfo
-from memharbor.migrate.sources.catalog import VECTOR_TYPES, Column, Relation, decode_vector
+from memharbor.migrate.sources.catalog import JSON_TYPES, VECTOR_TYPES, Column, Relation, decode_vector
+from memharbor.migrate.sources.json_values import Problem, parse_value, read_vector
+from memharbor.migrate.sources.user_names import nameless_user
 
 # Older than what Memharbor itself runs on: one moves away from these.
 SERVER_MINIMUM_MAJOR = 12
@@ -58,6 +61,8 @@ class Part:
         id_column: Its key.
         vector_column: Where the embeddings are; `None` where there are none.
         data: Expression over the row `t` that gives its fields as JSON text, or NULL.
+        owner: Expression over the row `t` that says as text what its user is called, in place of its `user_id`; `None`
+            where that stays.
     """
 
     kind: Kind
@@ -66,6 +71,7 @@ class Part:
     id_column: str
     vector_column: str | None
     data: sql.Composable
+    owner: sql.Composable | None = None
 
 
 class PostgresSource:
@@ -141,9 +147,9 @@ class PostgresSource:
     def _checked_parts(self, connection: Connection) -> Sequence[Part]:
         parts = self.find_parts(connection)
         for part in parts:
-            _check_row_security(connection, part.relation)
+            check_row_security(connection, part.relation)
         for part in parts:
-            _check_key(connection, part)
+            check_key(connection, part.relation, part.id_column)
         return parts
 
 
@@ -215,8 +221,13 @@ def _row(
     return found
 
 
-def _check_row_security(connection: Connection, relation: Relation) -> None:
-    """Refuse where a policy would hide rows from this role."""
+def check_row_security(connection: Connection, relation: Relation) -> None:
+    """
+    Refuse where a policy would hide rows from this role.
+
+    Raises:
+        StateRefusedError: One would.
+    """
     is_active, role = _row(connection, "select row_security_active(%s::oid), current_user", (relation.oid,))
     if not is_active:
         return
@@ -234,24 +245,29 @@ def _check_row_security(connection: Connection, relation: Relation) -> None:
     )
 
 
-def _check_key(connection: Connection, part: Part) -> None:
-    """Refuse a key that two rows share, or that a row lacks: going on behind it could not be exact."""
+def check_key(connection: Connection, relation: Relation, column: str) -> None:
+    """
+    Refuse a key that two rows share, or that a row lacks: going on behind it could not be exact.
+
+    Raises:
+        SourceDataError: It is one.
+    """
     is_key = _row(
         connection,
         "select exists (select from pg_index i join pg_attribute a on a.attrelid = i.indrelid and a.attnum = i.indkey[0]"
         " where i.indrelid = %s and i.indisunique and i.indisvalid and i.indpred is null and i.indnkeyatts = 1"
         " and a.attname = %s and a.attnotnull)",
-        (part.relation.oid, part.id_column),
+        (relation.oid, column),
     )[0]
     if is_key:
         return
     query = sql.SQL("select exists (select from {} t group by t.{} having count(*) > 1 or t.{} is null)").format(
-        part.relation.quoted, sql.Identifier(part.id_column), sql.Identifier(part.id_column)
+        relation.quoted, sql.Identifier(column), sql.Identifier(column)
     )
     if _row(connection, query)[0]:
         raise SourceDataError(
-            f"`{part.relation.spelled}` has rows without `{part.id_column}`, or two rows with the same one",
-            hint=f"give every row one of its own, then `alter table {part.relation.spelled} add primary key ({part.id_column})`",
+            f"`{relation.spelled}` has rows without `{column}`, or two rows with the same one",
+            hint=f"give every row one of its own, then `alter table {relation.spelled} add primary key ({column})`",
         )
 
 
@@ -270,6 +286,8 @@ def _fingerprint(connection: Connection, part: Part) -> tuple[int, str]:
     version = (
         sql.SQL("t.xmin::text") if part.relation.kind in _TABLES else sql.SQL("coalesce({}, '')").format(part.data)
     )
+    if part.owner is not None:
+        version = sql.SQL("{} || '/' || coalesce({}, '')").format(version, part.owner)
     query = sql.SQL(
         "select count(*), coalesce(sum(hashtextextended({} || '/' || {}, 0)::numeric), 0)::text from {} t"
     ).format(key, version, part.relation.quoted)
@@ -284,12 +302,20 @@ def _find_dims(connection: Connection, part: Part) -> int | None:
     if column.type_name in VECTOR_TYPES and column.modifier > 0:
         return column.modifier
     # A column without a length: the first row speaks for all, and `transform` looks at each.
-    query = sql.SQL("select t.{0} from {1} t where t.{0} is not null limit 1").format(
-        sql.Identifier(column.name), part.relation.quoted
+    query = sql.SQL("select {} from {} t where t.{} is not null limit 1").format(
+        _vector_expression(column), part.relation.quoted, sql.Identifier(column.name)
     )
     with connection.cursor(binary=True) as cursor:
         found = cursor.execute(query).fetchone()
-    return len(_vector(found[0], column)) if found is not None else None
+    vector = _vector(found[0], column) if found is not None else None
+    return None if vector is None or isinstance(vector, Problem) else len(vector)
+
+
+def _vector_expression(column: Column | None) -> sql.Composable:
+    if column is None:
+        return sql.SQL("null::bytea")
+    spelled = sql.SQL("t.{}").format(sql.Identifier(column.name))
+    return sql.SQL("{}::text").format(spelled) if column.type_name in JSON_TYPES else spelled
 
 
 def _read_part(connection: Connection, part: Part, last: str | None) -> Iterator[RawItem | Refusal]:
@@ -297,24 +323,47 @@ def _read_part(connection: Connection, part: Part, last: str | None) -> Iterator
     id_column, vector_column = relation.find(part.id_column), relation.find(part.vector_column)
     if id_column is None:
         raise SourceDataError(f"`{relation.spelled}` has no column `{part.id_column}`")
-    vector = sql.SQL("t.{}").format(sql.Identifier(vector_column.name)) if vector_column else sql.SQL("null::bytea")
+    vector, owner = _vector_expression(vector_column), part.owner or sql.SQL("null::text")
     condition: sql.Composable = sql.SQL("true")
     if last is not None:
         condition = sql.SQL("t.{} > %s::{}").format(key, sql.SQL(id_column.type))
-    query = sql.SQL("select t.{}::text, {}, {} from {} t where {} order by t.{}").format(
-        key, vector, part.data, relation.quoted, condition, key
+    query = sql.SQL("select t.{}::text, {}, {}, {} from {} t where {} order by t.{}").format(
+        key, vector, part.data, owner, relation.quoted, condition, key
     )
     with connection.cursor("memharbor_migrate") as cursor:
         cursor.itersize = _FETCH_ROWS
         cursor.execute(query, None if last is None else [last], binary=True)
-        for raw_id, raw_vector, raw_data in cursor:
+        for raw_id, raw_vector, raw_data, raw_owner in cursor:
             source_id = raw_id.decode("utf-8", "replace")
             found = None if raw_vector is None or vector_column is None else _vector(raw_vector, vector_column)
-            yield _make_item(part, source_id, raw_data, found)
+            item = _make_item(part, source_id, raw_data, None if isinstance(found, Problem) else found)
+            if isinstance(item, RawItem):
+                item = _named(part, item, raw_owner)
+            if isinstance(item, RawItem) and isinstance(found, Problem):
+                item = _refused(item, found)
+            yield item
 
 
-def _vector(value: Any, column: Column) -> Sequence[float]:
+def _vector(value: Any, column: Column) -> Sequence[float] | Problem | None:
+    if column.type_name in JSON_TYPES:
+        parsed = parse_value(bytes(value))
+        return parsed if isinstance(parsed, Problem) else read_vector(parsed)
     return decode_vector(bytes(value), column.type_name) if column.type_name in VECTOR_TYPES else list(value)
+
+
+def _named(part: Part, item: RawItem, owner: bytes | None) -> RawItem | Refusal:
+    """Put what a user is called in place of its number."""
+    number = item.data.get("user_id")
+    if part.owner is None or number is None:
+        return item
+    if not owner:
+        name, problem = nameless_user(number)
+        return _refused(replace(item, data={**item.data, "user_id": name}), problem)
+    return replace(item, data={**item.data, "user_id": owner.decode("utf-8", "replace")})
+
+
+def _refused(item: RawItem, problem: Problem) -> Refusal:
+    return Refusal(problem.reason, problem.detail, item)
 
 
 def _make_item(part: Part, source_id: str, raw: bytes | None, vector: Sequence[float] | None) -> RawItem | Refusal:

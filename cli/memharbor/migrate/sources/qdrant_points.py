@@ -10,14 +10,14 @@ import sqlite3
 import struct
 import tempfile
 import uuid
-from collections.abc import Iterator
-from contextlib import closing, contextmanager
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, closing, contextmanager
 from itertools import islice
 from pathlib import Path
 from typing import Any
 
 from memharbor.errors import SourceDataError
-from memharbor.migrate.sources.json_stream import JsonStream, opened
+from memharbor.migrate.sources.json_stream import JsonStream, digest_file, opened
 from memharbor.migrate.sources.json_values import Problem, id_text, parse_value, read_vector, unpack_floats
 
 _BATCH_ROWS = 200
@@ -34,8 +34,12 @@ class PointVectors:
     def __init__(self, connection: sqlite3.Connection) -> None:
         self._connection = connection
 
-    def find(self, point_id: str) -> tuple[float, ...] | Problem | None:
-        """Find the embedding of a point; `None` where there is no such point, or it has none."""
+    def find_many(self, ids: Sequence[str]) -> Mapping[str, Sequence[float] | Problem]:
+        """Find embeddings by the ids of their points; see `Vectors`."""
+        found = ((each, self._find(each)) for each in ids)
+        return {each: vector for each, vector in found if vector is not None}
+
+    def _find(self, point_id: str) -> Sequence[float] | Problem | None:
         row = self._connection.execute("select vector, reason, detail from points where id = ?", (point_id,)).fetchone()
         if row is None:
             return None
@@ -43,17 +47,34 @@ class PointVectors:
         return Problem(reason, detail) if vector is None else unpack_floats(vector)
 
 
+class PointsExport:
+    """
+    An export of Qdrant's points.
+
+    Args:
+        path: The file.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self._path = path
+
+    def describe(self) -> tuple[str, int | None]:
+        """Say what the file is, and the dimensions of its first embedding; see `VectorStore`."""
+        return f"sha256 {digest_file(self._path)[1]}", find_dims(self._path)
+
+    def lend(self) -> AbstractContextManager[PointVectors]:
+        """Lend the embeddings; see `VectorStore`."""
+        return point_vectors(self._path)
+
+
 @contextmanager
-def point_vectors(path: Path | None) -> Iterator[PointVectors | None]:
+def point_vectors(path: Path) -> Iterator[PointVectors]:
     """
     Lend the embeddings of an export; the temporary file goes with the block.
 
     Raises:
         SourceDataError: It cannot be read, or is no export of points. One bad embedding is told when it is asked for.
     """
-    if path is None:
-        yield None
-        return
     with (
         tempfile.TemporaryDirectory(prefix="memharbor-") as folder,
         closing(sqlite3.connect(Path(folder) / "points.db", isolation_level=None)) as connection,
@@ -72,17 +93,15 @@ def point_vectors(path: Path | None) -> Iterator[PointVectors | None]:
         yield PointVectors(connection)
 
 
-def find_dims(path: Path | None) -> int | None:
+def find_dims(path: Path) -> int | None:
     """Find the dimensions of the first embedding of an export."""
-    if path is None:
-        return None
     with opened(path) as (file, _):
         points = read_points(JsonStream(file.read, f"`{path}`"), f"`{path}`")
-        return next((len(vector) for _, vector in points if isinstance(vector, tuple)), None)
+        return next((len(vector) for _, vector in points if vector and not isinstance(vector, Problem)), None)
 
 
 def _rows(
-    points: Iterator[tuple[str, tuple[float, ...] | Problem | None]],
+    points: Iterator[tuple[str, Sequence[float] | Problem | None]],
 ) -> Iterator[tuple[str, bytes | None, str | None, str | None]]:
     for point_id, vector in points:
         if isinstance(vector, Problem):
@@ -94,7 +113,7 @@ def _rows(
             yield point_id, None, "bad-vector", "a value of its embedding is larger than any float32"
 
 
-def read_points(stream: JsonStream, name: str) -> Iterator[tuple[str, tuple[float, ...] | Problem | None]]:
+def read_points(stream: JsonStream, name: str) -> Iterator[tuple[str, Sequence[float] | Problem | None]]:
     """
     Read points one after the other, each its id and its embedding.
 
@@ -105,7 +124,7 @@ def read_points(stream: JsonStream, name: str) -> Iterator[tuple[str, tuple[floa
         yield from _points(stream, name)
 
 
-def _points(stream: JsonStream, name: str) -> Iterator[tuple[str, tuple[float, ...] | Problem | None]]:
+def _points(stream: JsonStream, name: str) -> Iterator[tuple[str, Sequence[float] | Problem | None]]:
     if stream.peek() == b"[":
         for _ in stream.elements():
             yield from _points(stream, name)
@@ -130,7 +149,7 @@ def _points(stream: JsonStream, name: str) -> Iterator[tuple[str, tuple[float, .
     yield canonical_id(id_text(point_id)), _vector(kept.get("vector"))
 
 
-def _vector(value: Any) -> tuple[float, ...] | Problem | None:
+def _vector(value: Any) -> Sequence[float] | Problem | None:
     """Read a point's embedding: a list, or the only dense one of several that have names."""
     if isinstance(value, Problem):
         return Problem("bad-vector", f"its point's embedding: {value.detail}")
@@ -153,3 +172,17 @@ def canonical_id(text: Any) -> str:
         return str(uuid.UUID(str(text)))
     except ValueError:
         return str(text)
+
+
+def is_uuid(text: str) -> bool:
+    """
+    Tell a UUID from other ids.
+
+    >>> is_uuid("0d4f5a1e-6f0b-5d63-9a3e-8a8f6f0f7c11"), is_uuid("7")
+    (True, False)
+    """
+    try:
+        uuid.UUID(text)
+    except ValueError:
+        return False
+    return True

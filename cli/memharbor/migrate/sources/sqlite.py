@@ -2,7 +2,8 @@
 Memories of SQLite files: the TypeScript SDK's vectors, Mem0's own history, and ChatSG's tables.
 
 Which of them a file is, its tables say. ChatSG's `mem0_metadata` only counts the rows of `mem0_memories` and is not read:
-Memharbor counts them itself. Sources: mem0ai `mem0/memory/storage.py`; mem0-ts `vector_stores/memory.ts` and
+Memharbor counts them itself. `memharbor_memories` and `memharbor_history` are what `memharbor migrate export --to sqlite`
+found no place for in ChatSG's. Sources: mem0ai `mem0/memory/storage.py`; mem0-ts `vector_stores/memory.ts` and
 `storage/SQLiteManager.ts`; ChatSG `002_create_mem0_tables.sql`.
 """
 
@@ -13,7 +14,7 @@ import uuid
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 from memharbor.errors import SourceDataError
 from memharbor.migrate.record import Kind, RawItem, Refusal, SourceInfo
@@ -32,8 +33,8 @@ from memharbor.migrate.sources.sqlite_rows import (
     select_rows,
     vector_column,
 )
-
-UsersFrom = Literal["id", "username", "email"]
+from memharbor.migrate.sources.user_names import UsersFrom, find_user_column, nameless_user, shared_name_error
+from memharbor.migrate.targets.sqlite import LIFECYCLE, unwrap
 
 # Each with the columns that tell it from another program's table of that name.
 _VECTORS = {"vectors": {"id", "vector", "payload"}}
@@ -42,10 +43,13 @@ _HISTORY = {
     "messages": {"session_scope", "role", "content"},
     "memory_history": {"memory_id", "previous_value", "new_value", "action"},
 }
-_CHATSG = {"mem0_memories": {"id", "user_id", "memory"}, "mem0_history": {"memory_id", "action"}}
+_CHATSG = {
+    "mem0_memories": {"id", "user_id", "memory"},
+    "memharbor_memories": {"id", "user_id", "memory"},
+    "mem0_history": {"memory_id", "action"},
+    "memharbor_history": {"memory_id", "action"},
+}
 _LAYOUTS = {"sqlite-vectors": _VECTORS, "chatsg": _CHATSG, "mem0-history": _HISTORY}
-# A user's name of older versions of ChatSG, and of the guide's.
-_USER_COLUMNS: Mapping[UsersFrom, tuple[str, ...]] = {"username": ("username", "name"), "email": ("email",)}
 
 
 @dataclass(frozen=True)
@@ -119,26 +123,27 @@ class SqliteSource:
             if tables:
                 # Histories may lie in the same file as vectors.
                 others = {table: found[table] for table in _HISTORY if _HISTORY[table] <= set(found.get(table, ()))}
-                return _Plan(name, tables | others, self._user_column(found) if name == "chatsg" else None)
+                column = self._user_column(connection, found.get("users", ())) if name == "chatsg" else None
+                return _Plan(name, tables | others, column)
         listed = ", ".join(f"`{table}`" for table in list(found)[:20]) or "none at all"
         hint = "give Mem0's `vector_store.db` or `history.db`, or ChatSG's database"
         if {"memories", "users", "apps"} <= set(found):
             hint = "it is OpenMemory's: pass `--from openmemory`"
         raise SourceDataError(f"`{self.path}` has no tables of Mem0 or ChatSG; it has {listed}", hint=hint)
 
-    def _user_column(self, found: Mapping[str, tuple[str, ...]]) -> str | None:
-        if self.users_from == "id":
-            return None
-        for column in _USER_COLUMNS[self.users_from]:
-            if {"id", column} <= set(found.get("users", ())):
-                return column
-        raise SourceDataError(
-            f"`{self.path}` has no table `users` with `id` and `{self.users_from}`", hint="pass `--users-from id`"
-        )
+    def _user_column(self, connection: sqlite3.Connection, columns: tuple[str, ...]) -> str | None:
+        column = find_user_column(self.users_from, columns, str(self.path))
+        if column is not None:
+            name = quoted(column)
+            # A name of this package.
+            statement = f"select 1 from users where {name} <> '' group by {name} having count(*) > 1 limit 1"  # noqa: S608
+            if connection.execute(statement).fetchone():
+                raise shared_name_error(str(self.path), column)
+        return column
 
 
 def _kind(table: str) -> Kind:
-    return "memory" if table in _VECTORS or table == "mem0_memories" else "history"
+    return "memory" if table in _VECTORS or table in ("mem0_memories", "memharbor_memories") else "history"
 
 
 def _read_position(after: str | None, tables: list[str]) -> tuple[str, int | None]:
@@ -157,7 +162,7 @@ def _find_dims(connection: sqlite3.Connection, table: str, columns: tuple[str, .
         statement = f"select {name} from {of} where {name} is not null order by rowid limit 1"  # noqa: S608
         for (value,) in connection.execute(statement):
             vector = vector_column(value)
-            return len(vector) if isinstance(vector, tuple) else None
+            return None if vector is None or isinstance(vector, Problem) else len(vector)
     return None
 
 
@@ -185,26 +190,30 @@ def _item(table: str, row: Mapping[str, Any], rowid: int, owners: Mapping[str, A
     plain = plain_row({column: value for column, value in row.items() if column not in ("embedding", "metadata")})
     if isinstance(plain, Problem):
         return _refuse(plain, _kind(table), position, row)
+    ours: dict[str, Any] = {}
     if table in _CHATSG:
         number = plain.get("user_id")
         owner = None if number is None else owners.get(str(number))
         if isinstance(owner, Problem) or (number is not None and owner in (None, "")):
-            problem = Problem("not-mapped", f"its user `{number}` has no name in table `users`")
-            return _refuse(problem, _kind(table), position, row)
+            name, problem = nameless_user(number)
+            return _refuse(problem, _kind(table), position, {**row, "user_id": name})
         plain["user_id"] = None if owner is None else str(owner)
         metadata = json_column("metadata", row.get("metadata"))
         if isinstance(metadata, Problem):
             return _refuse(metadata, _kind(table), position, row)
-        plain["metadata"] = metadata
+        plain["metadata"], ours = unwrap(metadata)
     if _kind(table) == "history":
-        return RawItem("history", _history_id(table, plain, position), {"table": table, **plain}, position)
+        exact = {name: value for name, value in ours.items() if name in ("old_value", "actor")}
+        data: dict[str, Any] = {"table": table, **plain, **exact}
+        return RawItem("history", _history_id(table, plain, position), data, position)
     vector = vector_column(row.get("embedding"))
     if isinstance(vector, Problem):
         return _refuse(vector, "memory", position, row)
     source_id = id_text(plain.get("id"))
     if isinstance(source_id, Problem):
         return _refuse(source_id, "memory", position, row)
-    return RawItem("memory", source_id or position, plain, position, vector)
+    lifecycle = {name: ours[name] for name in LIFECYCLE if name in ours}
+    return RawItem("memory", source_id or position, plain, position, vector, ours.get("state", "active"), lifecycle)
 
 
 def _vector_item(row: Mapping[str, Any], position: str) -> RawItem | Refusal:

@@ -194,7 +194,7 @@ def json_column(column: str, value: Any) -> dict[str, Any] | Problem:
     return parsed if isinstance(parsed, dict) else Problem("bad-json", f"column `{column}` has no JSON object")
 
 
-def vector_column(value: Any) -> tuple[float, ...] | Problem | None:
+def vector_column(value: Any) -> Sequence[float] | Problem | None:
     """Read a column that holds an embedding: a blob of little-endian float32, or a text as files spell it."""
     if isinstance(value, Text):
         text = plain_value(value)

@@ -3,9 +3,11 @@ Read what Mem0 and its users keep on Supabase: collections of `vecs`, and canoni
 
 Canonical tables are those of the guides that put Mem0 onto Supabase: `memories` with `user_id`, `memory`, `metadata`,
 `categories` and `embedding`, and beside it `memory_relationships` and `memory_history`. Columns may be missing, and others
-may be there: they are read too. Their policies (`auth.uid()`) hide rows from every role but their owner's and those with
+may be there: they are read too. ChatSG's `mem0_memories` is such a table, with `mem0_history` beside it: its owners are
+numbers of a table `users`, and where there was no pgvector its embeddings are lists in jsonb. Policies (`auth.uid()`) hide rows from every role but their owner's and those with
 BYPASSRLS, so a role that would not see all is refused.
-Sources: vecs 0.4, `vecs/collection.py`; mem0ai `mem0/vector_stores/supabase.py`; Supabase documentation, Postgres roles.
+Sources: vecs 0.4, `vecs/collection.py`; mem0ai `mem0/vector_stores/supabase.py`; Supabase documentation, Postgres roles;
+ChatSG `002_create_mem0_tables.sql` and `002_create_mem0_tables_safe.sql`.
 """
 
 from __future__ import annotations
@@ -14,10 +16,13 @@ from collections.abc import Sequence
 from dataclasses import replace
 from typing import cast, get_args
 
+from psycopg import sql
+
 from memharbor.database import Connection
 from memharbor.errors import SourceDataError
 from memharbor.migrate.record import Kind, RawItem, State
 from memharbor.migrate.sources.catalog import (
+    JSON_TYPES,
     VECTOR_TYPES,
     Relation,
     can_hold_vectors,
@@ -26,7 +31,8 @@ from memharbor.migrate.sources.catalog import (
     list_relations,
 )
 from memharbor.migrate.sources.mem0_pgvector import collections_hint, payload_part
-from memharbor.migrate.sources.postgres import Part, PostgresSource
+from memharbor.migrate.sources.postgres import Part, PostgresSource, check_key, check_row_security
+from memharbor.migrate.sources.user_names import UsersFrom, find_user_column, shared_name_error
 
 _VECS_COLUMNS = ("id", "vec", "metadata")
 _TEXTS = ("memory", "content", "text", "data")
@@ -78,14 +84,18 @@ class CanonicalTableSource(PostgresSource):
         dsn: A libpq URI or key/value string of a role that sees all rows; a secret.
         table: With the memories.
         schema: Where the tables are.
+        users_from: What becomes the `user_id`: what stands there, or a column of table `users`.
     """
 
     name = "canonical"
 
-    def __init__(self, dsn: str, table: str = "memories", *, schema: str = "public") -> None:
+    def __init__(
+        self, dsn: str, table: str = "memories", *, schema: str = "public", users_from: UsersFrom = "id"
+    ) -> None:
         super().__init__(dsn)
         self._table = table
         self._schema = schema
+        self._users_from = users_from
 
     def find_parts(self, connection: Connection) -> Sequence[Part]:
         """Find the tables; see `PostgresSource`."""
@@ -97,16 +107,24 @@ class CanonicalTableSource(PostgresSource):
                 f"schema `{self._schema}` has no table `{self._table}`",
                 hint=f"it has {listed}" if listed else "look into another database or schema",
             )
-        found = [self._part(memories, "memory", "memory")]
+        users, column = self._find_users(connection)
+        found = [self._part(memories, "memory", "memory", users, column)]
         for kind, key, name in _RELATED:
             relation = find_relation(connection, self._schema, name)
             # A view of this name shows the changes of the other table once more.
             if relation is not None and (name != "mem0_history" or relation.kind in "rp"):
-                found.append(self._part(relation, kind, key))
+                found.append(self._part(relation, kind, key, users, column))
+        counted = find_relation(connection, self._schema, "mem0_metadata")
+        if self._table == "mem0_memories" and counted is not None:
+            note = f"`{counted.spelled}` only counts the rows of `{self._table}` and is not read: they are counted here too"
+            self.notes = (note,)
         return found
 
     def make_item(self, item: RawItem) -> RawItem:
-        """Take the state of a memory out of its columns; see `PostgresSource`."""
+        """Take the state of a memory out of its columns, and spell a user's number as text; see `PostgresSource`."""
+        number = item.data.get("user_id")
+        if isinstance(number, int) and not isinstance(number, bool):
+            item = replace(item, data={**item.data, "user_id": str(number)})
         if item.kind != "memory":
             return item
         lifecycle = {name: str(item.data[name]) for name in _LIFECYCLE if item.data.get(name) is not None}
@@ -116,7 +134,27 @@ class CanonicalTableSource(PostgresSource):
             state = "deleted" if "deleted_at" in lifecycle else "archived" if "archived_at" in lifecycle else "active"
         return replace(item, data=data, state=cast("State", state), lifecycle=lifecycle)
 
-    def _part(self, relation: Relation, kind: Kind, key: str) -> Part:
+    def _find_users(self, connection: Connection) -> tuple[Relation | None, str | None]:
+        """Find the table and the column that name users, and refuse a name that two of them have."""
+        if self._users_from == "id":
+            return None, None
+        users = find_relation(connection, self._schema, "users")
+        columns = [column.name for column in users.columns] if users is not None else []
+        place = f"schema {self._schema}"
+        column = find_user_column(self._users_from, columns, place)
+        if users is None or column is None:
+            return None, None
+        check_row_security(connection, users)
+        check_key(connection, users, "id")
+        query = sql.SQL(
+            "select exists (select from {} u where u.{}::text <> '' group by u.{}::text having count(*) > 1)"
+        )
+        name = sql.Identifier(column)
+        if connection.execute(query.format(users.quoted, name, name)).fetchone() == (True,):
+            raise shared_name_error(place, column)
+        return users, column
+
+    def _part(self, relation: Relation, kind: Kind, key: str, users: Relation | None, user_column: str | None) -> Part:
         if relation.find("id") is None:
             raise SourceDataError(f"`{relation.spelled}` has no column `id`")
         if kind == "memory":
@@ -127,7 +165,18 @@ class CanonicalTableSource(PostgresSource):
             for column in relation.columns
             if column.name not in ("id", vector) and column.type_name not in _UNREAD_TYPES
         ]
-        return Part(kind, key, relation, "id", vector, json_of_columns(read))
+        owner = None
+        if users is not None and user_column is not None and relation.find("user_id"):
+            owner = _owner_expression(relation, users, user_column)
+        return Part(kind, key, relation, "id", vector, json_of_columns(read), owner)
+
+
+def _owner_expression(relation: Relation, users: Relation, column: str) -> sql.Composable:
+    """Spell what the user of a row is called; as texts where the two ids have different types."""
+    ours, theirs = relation.find("user_id"), users.find("id")
+    is_same = ours is not None and theirs is not None and ours.type == theirs.type
+    comparison = sql.SQL("u.id = t.user_id" if is_same else "u.id::text = t.user_id::text")
+    return sql.SQL("(select u.{}::text from {} u where {})").format(sql.Identifier(column), users.quoted, comparison)
 
 
 def _check_text(relation: Relation) -> None:
@@ -140,9 +189,10 @@ def _check_text(relation: Relation) -> None:
 
 
 def _find_vector_column(relation: Relation) -> str | None:
-    """Find the embeddings: the column of a usual name, else the only one of pgvector's types."""
+    """Find the embeddings: the column of a usual name, else the only one of pgvector's types; else a list in JSON."""
     named = [name for name in _VECTORS if can_hold_vectors(relation.find(name))]
     typed = [column.name for column in relation.columns if column.type_name in VECTOR_TYPES]
-    if named:
-        return named[0]
-    return typed[0] if len(typed) == 1 else None
+    if named or len(typed) == 1:
+        return named[0] if named else typed[0]
+    columns = map(relation.find, _VECTORS)
+    return next((column.name for column in columns if column and column.type_name in JSON_TYPES), None)

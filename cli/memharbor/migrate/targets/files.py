@@ -2,7 +2,7 @@
 Write memories to a file that `memharbor migrate run --from file` reads again, or that looks like the Platform's export.
 
 Beside it stands a manifest: how many memories of how many users, and the SHA-256 of the file. Both appear whole or not at
-all.
+all, the file last.
 """
 
 from __future__ import annotations
@@ -12,6 +12,7 @@ import hashlib
 import json
 import os
 from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import IO, Any, Literal
 
@@ -79,15 +80,15 @@ def write_file(records: Iterable[Record], path: Path, shape: Shape, *, replace: 
         raise StateRefusedError(f"`{path}` is there already", hint="pass `--replace`, or name another file")
     counts = _Counts()
     incoming = path.with_name(f".{path.name}.{os.getpid()}")
+    manifest_path = path.with_name(f"{path.name}.manifest.json")
+    manifest_incoming = manifest_path.with_name(f".{manifest_path.name}.{os.getpid()}")
     try:
-        with os.fdopen(os.open(incoming, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600), "wb") as raw:
+        with _opened(incoming) as raw:
             if path.name.endswith(".gz"):
                 with gzip.GzipFile(filename="", fileobj=raw, mode="wb", mtime=0) as packed:
                     _write(packed, counts.of(records), shape)
             else:
                 _write(raw, counts.of(records), shape)
-            raw.flush()
-            os.fsync(raw.fileno())
         with incoming.open("rb") as file:
             digest = hashlib.file_digest(file, "sha256").hexdigest()
         manifest = {
@@ -98,11 +99,24 @@ def write_file(records: Iterable[Record], path: Path, shape: Shape, *, replace: 
             "sha256": digest,
             "bytes": incoming.stat().st_size,
         }
+        with _opened(manifest_incoming) as raw:
+            raw.write((json.dumps(manifest, indent=1) + "\n").encode())
+        # The file last: where it is, its manifest is, whatever ends this process.
+        manifest_incoming.replace(manifest_path)
         incoming.replace(path)
-        path.with_name(f"{path.name}.manifest.json").write_text(json.dumps(manifest, indent=1) + "\n", encoding="utf-8")
     finally:
         incoming.unlink(missing_ok=True)
+        manifest_incoming.unlink(missing_ok=True)
     return manifest
+
+
+@contextmanager
+def _opened(path: Path) -> Iterator[IO[bytes]]:
+    """Open a file to write, which nobody else may read, and see to it that the disk has it."""
+    with os.fdopen(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600), "wb") as file:
+        yield file
+        file.flush()
+        os.fsync(file.fileno())
 
 
 class _Counts:

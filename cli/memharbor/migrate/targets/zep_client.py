@@ -102,9 +102,9 @@ class ZepClient(HttpClient):
             body = {"filters": {"metadata_filters": {"type": "and", "filters": [wanted]}}}
             yield from self._pages("POST", path, _EPISODES_PAGE, body=body)
 
-    def messages(self, thread_uuid: str) -> Iterator[Mapping[str, Any]]:
-        """List the messages of a thread."""
-        return self._pages("GET", f"/threads/{quote(thread_uuid, safe='')}/messages", _EPISODES_PAGE)
+    def messages(self, thread_uuid: str, *, allow: Collection[int] = ()) -> Iterator[Mapping[str, Any]]:
+        """List the messages of a thread; none where the answer has a status of `allow`."""
+        return self._pages("GET", f"/threads/{quote(thread_uuid, safe='')}/messages", _EPISODES_PAGE, allow=allow)
 
     def threads(self, user_uuid: str) -> Iterator[Mapping[str, Any]]:
         """List the threads of a user."""

@@ -3,7 +3,8 @@ What a memory becomes in Zep: the mapping of roles, memory types and metadata, a
 
 A memory is one graph episode of text, or, where it is a turn of a conversation and that is wanted, one message of a
 thread. What is longer than the service takes becomes several pieces, cut at the ends of sentences. Zep has no memory
-types and no role `therapist`: a type is a label in the metadata, and what a sender was called is the message's name.
+types and no role `therapist`: a type is a label in the metadata, and what a sender was called is the message's name. Of
+some types (`preferences`) the text stands in the metadata besides, under their name, where an application finds it.
 Sources: zep-cloud 4.0.1 `BatchItemInput`, `AddMessage`, `RoleType`; help.getzep.com, Limits.
 """
 
@@ -28,7 +29,8 @@ MESSAGE_CHARACTERS = 2_500  # 14,000 in a paid account
 USER_ID_CHARACTERS = 500
 METADATA_KEYS = 10
 ID, HASH, PART, PARTS = "memharbor_id", "memharbor_hash", "memharbor_part", "memharbor_parts"
-# These are always in the metadata where a memory has them; the rest of the ten can be chosen.
+# These are always in the metadata where a memory has them (a key of `types_in_metadata` instead of its type); the rest of
+# the ten can be chosen.
 _ALWAYS = (ID, HASH, PART, PARTS, "memory_type", "run_id")
 CHOSEN_KEYS = METADATA_KEYS - len(_ALWAYS)
 _NOT_METADATA = {"data", "hash", "text_lemmatized", "user_id", "created_at", "updated_at"}
@@ -53,8 +55,8 @@ DEFAULT: Mapping[str, Any] = {
         "insights": "EMOTIONAL_STATE",
         "summary": "SESSION_SUMMARY",
         "traits": "TREATMENT_PLAN",
-        "preferences": "METADATA",
     },
+    "types_in_metadata": {"preferences": "preferences"},
     "metadata": ["agent_id", "app_id", "categories", "expiration_date"],
 }
 
@@ -70,6 +72,7 @@ class Mapped:
         user_roles: Role in the metadata of a Zep user by role here; another one stays.
         memory_type_key: Key of a memory's metadata that has its type.
         memory_types: Label by type; another one stays.
+        types_in_metadata: Key by type: memories of the type have no label, and their text in the metadata too.
         metadata: Keys of a memory's metadata that come along.
     """
 
@@ -78,6 +81,7 @@ class Mapped:
     user_roles: Mapping[str, str] = field(default_factory=lambda: DEFAULT["user_roles"])
     memory_type_key: str = DEFAULT["memory_type_key"]
     memory_types: Mapping[str, str] = field(default_factory=lambda: DEFAULT["memory_types"])
+    types_in_metadata: Mapping[str, str] = field(default_factory=lambda: DEFAULT["types_in_metadata"])
     metadata: tuple[str, ...] = tuple(DEFAULT["metadata"])
 
 
@@ -196,6 +200,8 @@ def _check_names(name: str, value: Any) -> None:
             raise ConfigError(f"`{name}.{key}` of the mapping must be a text")
         if name == "roles" and target not in ROLES:
             raise ConfigError(f"`roles.{key}` of the mapping is `{target}`; Zep has the roles {', '.join(ROLES)}")
+        if name == "types_in_metadata" and target in _ALWAYS:
+            raise ConfigError(f"`{name}.{key}` of the mapping is `{target}`, which is a key of ours")
 
 
 def _check_metadata(value: Any) -> None:
@@ -246,19 +252,24 @@ class Speller:
         data = record.data
         role = self._role(record)
         metadata = self._metadata(record)
+        kind = str(data.get(self.mapping.memory_type_key) or "")
+        own_key = self.mapping.types_in_metadata.get(kind)
+        described = str(metadata.get("memory_type") or own_key or "memory of Mem0")
         digest = _digest(record)
         texts = list(split_text(record.text, self._message_characters if role else EPISODE_CHARACTERS))
-        timed = {"reference_time": reference_time(data["created_at"])} if data.get("created_at") else {}
+        at = reference_time(data.get("created_at"))
+        timed = {"reference_time": at} if at else {}
         made = []
         for number, text in enumerate(texts, 1):
             marks: dict[str, Any] = {ID: str(record.id), HASH: digest}
             if len(texts) > 1:
                 marks |= {PART: number, PARTS: len(texts)}
-            body: dict[str, Any] = {"metadata": {**marks, **metadata}, **timed}
+            own = {own_key: text} if own_key else {}
+            body: dict[str, Any] = {"metadata": {**marks, **metadata, **own}, **timed}
             if role:
                 body |= {"role": role, "content": text, "name": str(data[self.mapping.role_key])}
             else:
-                body |= {"data": text, "source_description": str(metadata.get("memory_type") or "memory of Mem0")}
+                body |= {"data": text, "source_description": described}
             run_id = str(data["run_id"]) if role else ""
             made.append(Piece(str(record.id), number, len(texts), digest, str(record.user_id), run_id, body))
         return made
@@ -266,9 +277,9 @@ class Speller:
     def _metadata(self, record: Record) -> dict[str, Any]:
         data, mapping = record.data, self.mapping
         found: dict[str, Any] = {}
-        kind = data.get(mapping.memory_type_key)
-        if kind:
-            found["memory_type"] = mapping.memory_types.get(str(kind), str(kind))
+        kind = str(data.get(mapping.memory_type_key) or "")
+        if kind and kind not in mapping.types_in_metadata:
+            found["memory_type"] = mapping.memory_types.get(kind, kind)
         if data.get("run_id"):
             found["run_id"] = str(data["run_id"])
         for name in mapping.metadata:
@@ -322,16 +333,19 @@ def _cut(window: str, limit: int) -> int:
     return words[-1] if words else limit
 
 
-def reference_time(text: Any) -> str:
+def reference_time(text: Any) -> str | None:
     """
-    Spell an instant as RFC 3339 in UTC.
+    Spell an instant as RFC 3339 in UTC; nothing for what is none, which Mem0 lets a caller write.
 
-    >>> reference_time("2025-03-01T09:00:00.5+01:00")
-    '2025-03-01T08:00:00.500000Z'
+    >>> reference_time("2025-03-01T09:00:00.5+01:00"), reference_time("not a date")
+    ('2025-03-01T08:00:00.500000Z', None)
     """
-    moment = datetime.fromisoformat(str(text))
-    moment = moment if moment.tzinfo else moment.replace(tzinfo=UTC)
-    return moment.astimezone(UTC).isoformat().replace("+00:00", "Z")
+    try:
+        moment = datetime.fromisoformat(str(text))
+        moment = moment if moment.tzinfo else moment.replace(tzinfo=UTC)
+        return moment.astimezone(UTC).isoformat().replace("+00:00", "Z")
+    except (ValueError, OverflowError):
+        return None
 
 
 def _digest(record: Record) -> str:

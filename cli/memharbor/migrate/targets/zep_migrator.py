@@ -13,13 +13,12 @@ from typing import Any
 
 from memharbor.errors import UsageError
 from memharbor.migrate.record import NAMESPACE, Record, Refusal
-from memharbor.migrate.sources.files import FileSource
 from memharbor.migrate.targets.platform import Outcome
 from memharbor.migrate.targets.zep import BATCH_ITEMS, ZepTarget
+from memharbor.migrate.targets.zep_choosing import Chosen
 from memharbor.migrate.targets.zep_client import ZepClient
 from memharbor.migrate.targets.zep_mapping import MESSAGE_CHARACTERS, Mapped, read_mapping
 from memharbor.migrate.targets.zep_validation import validate
-from memharbor.migrate.transform import Choice, transform
 
 # Refused and changed memories are named in the report, so many at most.
 _NAMED_MAX = 1000
@@ -53,7 +52,7 @@ class Mem0ToZepMigrator:
         message_characters: int = MESSAGE_CHARACTERS,
         batch_items: int = BATCH_ITEMS,
     ) -> None:
-        self._source = source
+        self._chosen = Chosen(source)
         self._mapping = mapping if isinstance(mapping, Mapped) else read_mapping(mapping)
         self._counts: Counter[str] = Counter(inserted=0, same=0, changed=0, refused=0)
         self._unreadable: Counter[str] = Counter()
@@ -90,12 +89,16 @@ class Mem0ToZepMigrator:
         named = {name: value for name, value in profile.items() if value}
         role = self._mapping.user_roles.get(role, role)
         uuid_there = self._target.ensure_user(user_id, {**named, "metadata": {"role": role}})
-        if self._source is not None:
-            self._write(self._target, self._records(users={user_id}))
+        if self._chosen.is_given:
+            self._write(self._target, self._chosen.records({user_id}, on_refusal=self._count_unreadable))
         return uuid_there
 
     def migrate_all(
-        self, users: Collection[str] = (), on_outcome: Callable[[Outcome], None] | None = None
+        self,
+        users: Collection[str] = (),
+        on_outcome: Callable[[Outcome], None] | None = None,
+        *,
+        sessions: Collection[str] = (),
     ) -> dict[str, Any]:
         """
         Migrate all memories of the source.
@@ -103,6 +106,7 @@ class Mem0ToZepMigrator:
         Args:
             users: Only theirs; empty for everybody's.
             on_outcome: Told of each memory as soon as it is known what became of it.
+            sessions: Only what was said in these, by its `run_id`; empty for everything.
 
         Returns:
             The report, as `get_migration_report` gives it.
@@ -111,7 +115,8 @@ class Mem0ToZepMigrator:
             UsageError: There is no source.
             ConnectError: The service cannot be reached; the same call goes on.
         """
-        self._write(self._target, self._records(users), on_outcome)
+        records = self._chosen.records(users, sessions, on_refusal=self._count_unreadable)
+        self._write(self._target, records, on_outcome)
         return self.get_migration_report()
 
     def migrate_conversation_history(
@@ -157,12 +162,13 @@ class Mem0ToZepMigrator:
         data = {"data": text, "user_id": user_id, self._mapping.memory_type_key: memory_type, "created_at": created_at}
         return self._write(self._target, [_record(["snapshot", user_id, memory_type, text], data)])
 
-    def validate(self, users: Collection[str] = ()) -> dict[str, Any]:
+    def validate(self, users: Collection[str] = (), *, sessions: Collection[str] = ()) -> dict[str, Any]:
         """
-        Count what is there of the source's memories.
+        Compare what is there with the source's memories; nothing is written.
 
         Args:
             users: Only theirs; empty for everybody's.
+            sessions: Only what was said in these, by its `run_id`; empty for everything.
 
         Returns:
             As `memharbor.migrate.targets.zep_validation.validate` gives it; `report_text` spells it.
@@ -170,7 +176,7 @@ class Mem0ToZepMigrator:
         Raises:
             UsageError: There is no source.
         """
-        return validate(self._target, self._records(users, is_counted=False))
+        return validate(self._target, self._chosen.records(users, sessions))
 
     def get_migration_report(self) -> dict[str, Any]:
         """
@@ -209,20 +215,8 @@ class Mem0ToZepMigrator:
                 on_outcome(outcome)
         return is_whole
 
-    def _records(self, users: Collection[str] = (), *, is_counted: bool = True) -> Iterator[Record]:
-        if self._source is None:
-            raise UsageError("there is nothing to migrate from", hint="pass `source`, an export file")
-        if not isinstance(self._source, Path):
-            yield from (record for record in self._source() if not users or record.user_id in users)
-            return
-        source = FileSource(self._source)
-        choice = Choice(users=frozenset(users) if users else None, carry_vectors=False)
-        for item in source.read():
-            made = item if isinstance(item, Refusal) else transform(item, source.name, choice)
-            if isinstance(made, Refusal) and is_counted:
-                self._unreadable[made.reason] += 1
-            elif isinstance(made, Record):
-                yield made
+    def _count_unreadable(self, refusal: Refusal) -> None:
+        self._unreadable[refusal.reason] += 1
 
 
 def _record(name: list[Any], data: Mapping[str, Any]) -> Record:
