@@ -179,8 +179,8 @@ class Surroundings:
     def load(self, users: dict[str, int]) -> None:
         """Let users have memories before the first command, in two sessions."""
         memories = [
-            {"memory": f"{user} said {n}", "user_id": user, "run_id": f"session {n % 2}", "metadata": {"role": "user"}}
-            | {"id": f"{user} {n}", "created_at": "2026-01-15T10:30:00Z"}
+            {"memory": f"{user} said {n}", "user_id": user, "metadata": {"role": "user"}, "id": f"{user} {n}"}
+            | {"created_at": "2026-01-15T10:30:00Z", "run_id": f"{user.partition('-')[0]}-session-{455 + n % 2}"}
             for user, count in users.items()
             for n in range(count)
         ]
@@ -266,14 +266,14 @@ def after_zep(to: Surroundings) -> None:
     assert to.zep is not None
     assert to.answer("memharbor migrate export --to zep --users nobody")["inserted"] == 0
     assert "/project" in {request.path for request in to.zep.requests}
-    assert to.answer("memharbor migrate export --to zep --users mem0-user-123 --threads")["inserted"] == 6
-    assert len(to.zep.threads) == 6, "two sessions of three users"
+    assert to.answer("memharbor migrate export --to zep --users mem0-user-123 --session")["inserted"] == 3
+    assert len(to.zep.threads) == 2, "one session of two users"
     assert to.answer("memharbor migrate read")["items"] == {"memory": 3}
-    assert to.answer("memharbor migrate run --from file")["inserted"] == 3
-    for user in ("zep-user-123 --threads", "user-id"):
+    assert to.answer("memharbor migrate export --to zep --input mem0-export.jsonl")["inserted"] == 3
+    for user in ("zep-user-123 --session zep-session-456 --threads", "user-id"):
         done = to.answer(f"memharbor migrate export --to zep --users {user} --validate")
         assert done["validation"]["is_complete"]
-    assert len(to.zep.episodes) == 18
+    assert len(to.zep.episodes) == 3 + 2 + 3 + 4
     assert "--mapping" in to.answer("memharbor migrate export --help")
 
 

@@ -22,10 +22,13 @@ DIMS = 32
 
 PREAMBLE = """
 import os
+import mem0.memory.main
 from mem0 import Memory
 
 
 def config_in(name):
+    # 0.1 opens a store for telemetry in MEM0_DIR, telemetry or not, which only one `Memory` of a process can have.
+    mem0.memory.main.mem0_dir = os.path.abspath(name + "-mem0")
     return {
         "vector_store": {
             "provider": "qdrant",
