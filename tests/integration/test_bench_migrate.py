@@ -36,7 +36,7 @@ def test_every_way_loads_and_nothing_of_it_remains(dsn: str) -> None:
     before = remains(dsn)
     assert ok(dsn, "bench", "migrate", "--rows", "300", "--dry-run")["rows"] == 300
     found = ok(dsn, "bench", "migrate", "--rows", "300", "--yes")
-    assert [each["work"] for each in found] == ["load"] * 5 + ["embed"] * 2
+    assert [each["work"] for each in found] == ["load"] * 6 + ["embed"] * 2
     assert all(each["rows_per_second"] > 0 for each in found)
     assert remains(dsn) == before
 

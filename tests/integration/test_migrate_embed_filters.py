@@ -21,7 +21,8 @@ from memharbor.commands import cli
 from memharbor.embedder import embed
 from memharbor.migrate import reembed
 from memharbor.migrate.opening import Pace
-from memharbor.migrate.runs import find_run, opened_run
+from memharbor.migrate.run_folders import find_run
+from memharbor.migrate.runs import opened_run
 from memharbor.operations import migrations_folder
 from memharbor.output import Output
 from memharbor.target import find_target

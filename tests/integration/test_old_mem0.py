@@ -29,6 +29,7 @@ from tests.unmodified_mem0 import unmodified_mem0
 
 pytestmark = [pytest.mark.soak, pytest.mark.timeout(1800)]
 
+PAGE = Path(__file__).resolve().parents[2] / "docs" / "how-to" / "upgrade-mem0.md"
 RELEASES = (*OLD_RELEASES, "2.x")
 USERS = ("anna", "ben", 'o\'brien-"日本"')
 # Where each release keeps a collection `MyMem`: it was not quoted before 2.0.2.
@@ -250,6 +251,18 @@ print(json.dumps(shown))
 )
 
 
+def prepare_the_way_back(server: Server, name: str, release: str, dsn: str, folder: Path) -> None:
+    """Make the table that 0.1 does not start without, as the page says; the schema is what it was."""
+    if release.startswith("0.1."):
+        with pytest.raises(AssertionError, match=r"permission denied.*\n.*mem0migrations"):
+            run(release, BEGIN, dsn, folder)
+    (statements,) = re.findall(r"^psql -c '(create table mem0migrations .*)'$", PAGE.read_text(), re.MULTILINE)
+    with closing(admin_connection(server, name)) as connection:
+        found = schema.verify(connection, settings_for(name))  # something: it is a copy of a database
+        connection.execute(statements.replace("vector(1536)", f"vector({DIMS})").encode())
+        assert schema.verify(connection, settings_for(name)) == found
+
+
 @pytest.mark.parametrize("rolled_out", [False, True], ids=["stock", "memharbor"])
 @pytest.mark.parametrize("release", OLD_RELEASES)
 def test_old_releases_read_what_the_present_one_wrote(
@@ -262,6 +275,8 @@ def test_old_releases_read_what_the_present_one_wrote(
         dsn = server.pool_dsn(name, "service") if rolled_out else server.admin_dsn(name)
         written = run("2.x", WRITE, dsn, tmp_path)
         before = rows(server, name, "mem0"), rows(server, name, "mem0_entities")
+        if rolled_out:
+            prepare_the_way_back(server, name, release, dsn, tmp_path)
         shown = run(release, READ_AS_BEFORE, dsn, tmp_path)
         assert {key: text for key, (text, _) in shown.items()} == written
         assert all(metadata["text_lemmatized"] for _, metadata in shown.values())

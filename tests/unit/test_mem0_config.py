@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -456,7 +457,11 @@ def test_no_password_of_a_uri_is_left(password: str) -> None:
         {"vector_store": {"config": {"connection_string": f"postgresql://u:{secret}@h/d"}}}
     )
     assert found
-    assert password not in json.dumps(as_data(replaced), ensure_ascii=False).replace("\\\\", "\\").replace('\\"', '"')
+    shown = as_data(replaced)["vector_store"]["config"]["connection_string"]
+    # What stands around it is no secret, whatever the password looks like.
+    middle = shown.removeprefix("postgresql://u:").removesuffix("@h/d")
+    assert len(middle) < len(shown) - len("postgresql://u:")
+    assert password not in re.sub(r"\$\{MEM0_[A-Z0-9_]+\}", "", middle)
 
 
 # For a stack

@@ -26,7 +26,8 @@ from memharbor.migrate.record import (
     record_as_data,
     record_from_data,
 )
-from memharbor.migrate.runs import RunSettings, describe_run, settings_of_retry
+from memharbor.migrate.run_folders import describe_run
+from memharbor.migrate.runs import RunSettings, settings_of_retry
 from memharbor.migrate.sources.dead_letters import DeadLetterSource
 from memharbor.migrate.transform import Choice, transform
 from memharbor.migrate.vector import Vector

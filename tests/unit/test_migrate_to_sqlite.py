@@ -146,7 +146,8 @@ def test_chatsg_finds_its_columns(tmp_path: Path) -> None:
         "mem0_metadata": "id *collection_name *user_id total_memories last_memory_at metadata created_at updated_at",
     }
     for table, expected in columns.items():
-        found = rows(tmp_path / "c.db", f"select iif(\"notnull\", '*', '') || name from pragma_table_info('{table}')")
+        shown = "case when \"notnull\" then '*' else '' end || name"
+        found = rows(tmp_path / "c.db", f"select {shown} from pragma_table_info('{table}')")
         assert " ".join(row[0] for row in found) == expected
 
 

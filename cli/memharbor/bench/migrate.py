@@ -31,6 +31,7 @@ from memharbor.migrate.load import Loader, know_vectors
 from memharbor.migrate.opening import SourceSpec
 from memharbor.migrate.record import Record, pack_vector
 from memharbor.migrate.runs import RunSettings, opened_run
+from memharbor.migrate.text_index import build_text_index, drop_text_index
 from memharbor.migrate.vector import Vector
 from memharbor.migrate.workfolder import WorkFolder
 from memharbor.output import Output
@@ -89,6 +90,7 @@ class MigrateBench:
                 ("the seeds' script, our schema", lambda: _by_script(connection, records, "public.memories")),
                 ("COPY BINARY, no index, no trigger", lambda: _by_copy(connection, records)),
                 ("load step", lambda: _by_loader(connection, records, self.target)),
+                ("load step, text index after it", lambda: _by_loader(connection, records, self.target, after=True)),
                 ("migrate run", self._by_run(records, Path(folder))),
             )
             try:
@@ -199,10 +201,14 @@ def _by_copy(connection: Connection, records: Sequence[Record]) -> None:
                     copy.write_row((record.id, record.embedding, Jsonb(dict(record.data))))
 
 
-def _by_loader(connection: Connection, records: Sequence[Record], target: Target) -> None:
+def _by_loader(connection: Connection, records: Sequence[Record], target: Target, *, after: bool = False) -> None:
     run_id = uuid.uuid4()
+    if after:
+        drop_text_index(connection, target.settings)
     with closing(target.connect(autocommit=True)) as second, Behind(2) as behind:
         loaders = [Loader(each, target.settings, run_id, "bench", "skip") for each in (connection, second)]
         for number, begin in enumerate(range(0, len(records), _SEGMENT_ROWS), start=1):
             loader, part = loaders[number % 2], records[begin : begin + _SEGMENT_ROWS]
             behind.do(partial(loader.load, number, part))
+    if after:
+        build_text_index(connection)

@@ -14,6 +14,8 @@ from memharbor.commands.migrate_options import (
     checkpoint_option,
     choice_options,
     embedding_options,
+    pace_options,
+    read_pace,
     read_settings,
     read_source,
     read_users,
@@ -25,7 +27,7 @@ from memharbor.output import Output
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from memharbor.migrate.opening import SourceSpec
+    from memharbor.migrate.opening import Pace, SourceSpec
     from memharbor.migrate.pipeline import Report, Step
     from memharbor.migrate.runs import RunSettings
     from memharbor.migrate.transform import Choice
@@ -148,11 +150,14 @@ def read(output: Output, path: str, replace: bool, dry_run: bool, **options: Any
 @migrate.command()
 @run_argument
 @click.option("--until", type=click.Choice(_STEPS), default="verify", show_default=True, help="The last step to do.")
+@pace_options
 @dry_run_option
 @dsn_option
 @stack_option
 @common_options
-def resume(output: Output, name: str | None, until: Step, dry_run: bool, dsn: str | None, stack: str) -> None:
+def resume(
+    output: Output, name: str | None, until: Step, dry_run: bool, dsn: str | None, stack: str, **options: Any
+) -> None:
     """
     Go on with a run that was stopped, or with one step of it; the newest by default.
 
@@ -161,7 +166,7 @@ def resume(output: Output, name: str | None, until: Step, dry_run: bool, dsn: st
       memharbor migrate resume
       memharbor migrate resume 20261121T093000Z-file --until embed
     """
-    from memharbor.migrate.runs import describe_run, find_run
+    from memharbor.migrate.run_folders import describe_run, find_run
     from memharbor.operations import migrations_folder
     from memharbor.target import find_target
 
@@ -171,7 +176,7 @@ def resume(output: Output, name: str | None, until: Step, dry_run: bool, dsn: st
         done = ", ".join(f"{found[step]:,} {step}" for step in ("read", "transformed", "embedded", "loaded"))
         output.result({"dry_run": True, **found}, f"would go on with run {found['name']}, of which segments are {done}")
         return
-    _carry_out(output, find_target(stack, dsn), folder, until)
+    _carry_out(output, find_target(stack, dsn), folder, until, pace=read_pace(options))
 
 
 @migrate.command()
@@ -187,7 +192,7 @@ def status(output: Output, name: str | None, dsn: str | None, stack: str) -> Non
     Example:
       memharbor migrate status
     """
-    from memharbor.migrate.runs import describe_run, find_run, list_runs
+    from memharbor.migrate.run_folders import describe_run, find_run, list_runs
     from memharbor.operations import migrations_folder
 
     folder = migrations_folder(stack, dsn)
@@ -232,7 +237,8 @@ def retry(
 
     from memharbor.migrate.rehearsal import rehearse
     from memharbor.migrate.remapping import read_remap
-    from memharbor.migrate.runs import find_run, settings_of_retry
+    from memharbor.migrate.run_folders import find_run
+    from memharbor.migrate.runs import settings_of_retry
     from memharbor.operations import migrations_folder
     from memharbor.target import find_target
 
@@ -264,12 +270,14 @@ def compare(output: Output, name: str | None, other: str | None, dsn: str | None
       memharbor migrate compare
       memharbor migrate compare --with staging
     """
-    from memharbor.errors import VerificationError
+    from memharbor.errors import UsageError, VerificationError
     from memharbor.migrate.rehearsal import compare_run, compare_stacks
-    from memharbor.migrate.runs import find_run
+    from memharbor.migrate.run_folders import find_run
     from memharbor.operations import migrations_folder
     from memharbor.target import find_target
 
+    if name is not None and other is not None:
+        raise UsageError("a run or `--with`, not both")
     target = find_target(stack, dsn)
     with output.step("Compare"):
         if other is not None:
@@ -278,7 +286,9 @@ def compare(output: Output, name: str | None, other: str | None, dsn: str | None
             found = compare_run(find_run(migrations_folder(stack, dsn), name), target, output)
     count = found["missing"] + found["different"] + found["extra"]
     lines = [f"{each['what']}: {each['table']} {each['id']} {', '.join(each['columns'])}" for each in found["rows"]]
-    output.result(found, "\n".join([*lines, f"{count:,} differences" if count else "no difference"]))
+    seen = ", ".join(f"{max(each):,} {table}" for table, each in found.get("compared", {}).items())
+    lines.append((f"{count:,} differences" if count else "no difference") + (f" in {seen}" if seen else ""))
+    output.result(found, "\n".join(lines))
     return VerificationError.exit_code if count else 0
 
 
@@ -298,7 +308,8 @@ def rollback(output: Output, name: str | None, dry_run: bool, yes: bool, dsn: st
       memharbor migrate rollback --dry-run
     """
     from memharbor.backup.roll_back import roll_back
-    from memharbor.migrate.runs import find_run, forget_load, read_checkpoint
+    from memharbor.migrate.run_folders import find_run, read_checkpoint
+    from memharbor.migrate.runs import forget_load
     from memharbor.operations import migrations_folder, open_checkpoints
 
     folder = find_run(migrations_folder(stack, dsn), name)
@@ -332,7 +343,7 @@ def _read_choice(options: dict[str, Any]) -> tuple[SourceSpec, tuple[str, ...], 
 def _new_folder(stack: str, dsn: str | None, settings: RunSettings) -> WorkFolder:
     from datetime import UTC, datetime
 
-    from memharbor.migrate.runs import new_folder
+    from memharbor.migrate.run_folders import new_folder
     from memharbor.operations import migrations_folder
 
     return new_folder(migrations_folder(stack, dsn), settings.source.kind, now=datetime.now(UTC))
@@ -357,10 +368,11 @@ def _carry_out(
     *,
     settings: RunSettings | None = None,
     take_checkpoint: Callable[[str], str] | None = None,
+    pace: Pace | None = None,
 ) -> None:
     from memharbor.migrate.runs import opened_run
 
-    with opened_run(folder, target, output, settings=settings, take_checkpoint=take_checkpoint) as opened:
+    with opened_run(folder, target, output, settings=settings, take_checkpoint=take_checkpoint, pace=pace) as opened:
         report = opened.carry_out(until)
         name = folder.path.name
         text = f"run {name}: {_counts_text(report)}"

@@ -97,6 +97,13 @@ def choice_options(command: Command) -> Command:
                 help="Take the embeddings of the source, or make all anew, with `--model`.  [default: take]",
             ),
             click.option(
+                "--text-index",
+                type=click.Choice(["auto", "keep", "after"]),
+                default="auto",
+                show_default=True,
+                help="The index of keyword search: keep it, or build it after the load; auto: after for a large import.",
+            ),
+            click.option(
                 "--source-name",
                 metavar="NAME",
                 help="Part of the ids that are made, where a source's are no UUIDs.  [default: the kind of source]",
@@ -254,6 +261,7 @@ def read_settings(options: dict[str, Any], target: Target) -> RunSettings:
         options["max_rate"],
         options["keep_duplicates"],
         source_name,
+        options["text_index"],
     )
     settings.choice(target.settings.embedding_dims)  # refuses a date that is none, before anything is opened
     return settings

@@ -13,7 +13,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-from memharbor.migrate.runs import list_runs
+from memharbor.migrate.run_folders import list_runs
 from memharbor.migrate.transform import names_user
 from memharbor.migrate.workfolder import CLEARED, STEPS, WorkFolder
 

@@ -129,7 +129,7 @@ class Loader:
         with translated_errors("preparing to load"):
             run_script(connection, render("migrate/foretold.sql", {"role": ROLES["service"]}))
             run_script(connection, render("migrate/stage.sql", variables))
-        self._connection, self._settings = connection, settings
+        self._connection, self.settings = connection, settings
         self._run_id, self._source, self._on_conflict = run_id, source, on_conflict
 
     def load(
@@ -389,8 +389,8 @@ class Loader:
             )
 
     def _run(self, statement: str) -> None:
-        kind = f"{VECTOR_SCHEMA}.{self._settings.embedding_type}({self._settings.embedding_dims})"
-        send = f"{VECTOR_SCHEMA}.{self._settings.embedding_type}_send"
+        kind = f"{VECTOR_SCHEMA}.{self.settings.embedding_type}({self.settings.embedding_dims})"
+        send = f"{VECTOR_SCHEMA}.{self.settings.embedding_type}_send"
         self._connection.execute(statement.replace("CAST", kind).replace("SEND", send).encode())
 
 

@@ -99,7 +99,7 @@ class Pipeline:
     """
 
     def __init__(self, folder: WorkFolder, plan: Plan, output: Output) -> None:
-        self._folder, self._plan, self._output = folder, plan, output
+        self._folder, self._plan, self.output = folder, plan, output
 
     @property
     def plan(self) -> Plan:
@@ -141,8 +141,8 @@ class Pipeline:
                 for number in seen.missing:
                     self._note(number, seen)
             with (
-                self._output.step(f"Migrate from {self._plan.info.name}"),
-                self._output.percent() as on_percent,
+                self.output.step(f"Migrate from {self._plan.info.name}"),
+                self.output.percent() as on_percent,
                 Behind(len(loaders)) as behind,
             ):
                 for number, is_last in self._numbers():
@@ -162,7 +162,7 @@ class Pipeline:
         if "load" in wanted and loader is not None and not dry_run:
             loader.finish()
         if "verify" in wanted and loader is not None and not dry_run:
-            with self._output.step("Compare what was loaded with the database"):
+            with self.output.step("Compare what was loaded with the database"):
                 self._verify(loader)
 
     def report(self) -> Report:
@@ -311,7 +311,7 @@ class Pipeline:
             on_percent(min(100.0, 100 * number * self._plan.batch_size / total))
 
     def _pace(self, number: int, begun_at: float, *, is_last: bool) -> None:
-        self._output.detail(f"segment {number}: {time.monotonic() - begun_at:.1f} s")
+        self.output.detail(f"segment {number}: {time.monotonic() - begun_at:.1f} s")
         if self._plan.max_rate and not is_last:
             time.sleep(max(0.0, self._plan.batch_size / self._plan.max_rate - (time.monotonic() - begun_at)))
 

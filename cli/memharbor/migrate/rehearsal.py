@@ -23,7 +23,8 @@ from memharbor.migrate.planning import MigrationPlan, make_plan
 from memharbor.migrate.record import record_from_data
 from memharbor.migrate.recorded_model import read_model
 from memharbor.migrate.reembed import EmbedReport, embed_rows, foretell_rows
-from memharbor.migrate.runs import RunSettings, opened_run, refuse_cleared
+from memharbor.migrate.run_folders import refuse_cleared
+from memharbor.migrate.runs import RunSettings, opened_run
 from memharbor.migrate.sampling import Sample, time_local_model, try_sample
 from memharbor.migrate.workfolder import WorkFolder
 from memharbor.output import Output

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import uuid
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import ExitStack, closing, contextmanager
+from contextlib import ExitStack, closing, contextmanager, nullcontext
 from dataclasses import asdict, dataclass, field, replace
 from datetime import UTC, datetime
 from functools import partial
@@ -16,21 +16,26 @@ from pathlib import Path
 from typing import Any, Literal
 
 from memharbor.database import Connection, transaction, translated_errors
-from memharbor.errors import ConfigError, StateRefusedError, UsageError, VerificationError
+from memharbor.errors import StateRefusedError, UsageError, VerificationError
 from memharbor.migrate.load import Loader, OnConflict
 from memharbor.migrate.opening import EmbeddingSpec, Pace, SourceSpec, open_embedder, open_source, say_notes
 from memharbor.migrate.pipeline import Pipeline, Plan, Report, Step, refuse_changed_source, settings_digest
 from memharbor.migrate.record import Source, SourceInfo
 from memharbor.migrate.recorded_model import refuse_other_model
+from memharbor.migrate.run_folders import VERIFIED, refuse_cleared
+from memharbor.migrate.text_index import TextIndex, build_text_index, drop_text_index, is_built_after
 from memharbor.migrate.transform import Choice, parse_bound
-from memharbor.migrate.workfolder import CLEARED, STEPS, WorkFolder
+from memharbor.migrate.workfolder import WorkFolder
 from memharbor.names import ROLES
 from memharbor.output import Output
 from memharbor.target import Target
 
 Vectors = Literal["carry", "generate"]
+# There from when the index of keyword search was dropped on.
+TEXT_INDEX = "text-index.json"
+# Of a source that tells its size and not its items: an embedding of 1,536 dimensions in base64.
+_ITEM_BYTES = 8192
 # What the last comparison of a run with the database found; absent where it was not finished.
-VERIFIED = "verified.json"
 
 
 @dataclass(frozen=True)
@@ -51,6 +56,7 @@ class RunSettings:
         max_rate: Items a second at most; 0 for no limit.
         keep_duplicates: Whether the same text of the same owner may come in under several ids.
         source_name: Name of the source that made ids are of; what it calls itself by default.
+        text_index: Whether the index of keyword search is kept, or built after the load; `auto` for large imports.
     """
 
     source: SourceSpec
@@ -65,6 +71,7 @@ class RunSettings:
     max_rate: float = 0
     keep_duplicates: bool = False
     source_name: str | None = None
+    text_index: TextIndex = "auto"
 
     def as_data(self) -> dict[str, Any]:
         """Spell it for `run.json`."""
@@ -134,7 +141,8 @@ class Run:
             self.folder.path.joinpath(VERIFIED).unlink(missing_ok=True)
         try:
             texts = partial(read_texts, self.connection)
-            self.pipeline.run(until, self.loader, texts, second=self.second, dry_run=dry_run)
+            with self._text_index_after() if until in ("load", "verify") and not dry_run else nullcontext():
+                self.pipeline.run(until, self.loader, texts, second=self.second, dry_run=dry_run)
             if until == "verify" and not dry_run:
                 self.folder.write_json(VERIFIED, {"same": True})
         except VerificationError:
@@ -144,40 +152,27 @@ class Run:
             self.folder.write_dead_letters()
         return self.pipeline.report()
 
+    @contextmanager
+    def _text_index_after(self) -> Iterator[None]:
+        """Load without the index of keyword search, where that is worth it; a run that is stopped builds it later."""
+        items = sum(self.info.counts.values()) or (self.info.size_bytes or 0) // _ITEM_BYTES
+        if self.folder.read_json(TEXT_INDEX) is None and is_built_after(
+            self.connection, self.settings.text_index, items
+        ):
+            self.folder.write_json(TEXT_INDEX, {"is_built": False})
+            drop_text_index(self.connection, self.loader.settings)
+        try:
+            yield
+        except VerificationError:
+            self._build_text_index()
+            raise
+        self._build_text_index()
 
-def new_folder(folder: Path, kind: str, *, now: datetime) -> WorkFolder:
-    """
-    Name a new run, after its source and the time.
-
-    >>> new_folder(Path("runs"), "platform", now=datetime(2026, 11, 21, 9, 30, tzinfo=UTC)).path.name
-    '20261121T093000Z-platform'
-    """
-    name = f"{now.astimezone(UTC):%Y%m%dT%H%M%SZ}-{kind}"
-    candidates = (folder / name, *(folder / f"{name}-{number}" for number in range(2, 1000)))
-    return WorkFolder(next(path for path in candidates if not path.exists()))
-
-
-def list_runs(folder: Path) -> list[WorkFolder]:
-    """List the runs in a folder of runs, oldest first."""
-    found = (WorkFolder(path) for path in sorted(folder.glob("*")) if path.is_dir())
-    return [run for run in found if run.exists]
-
-
-def find_run(folder: Path, name: str | None) -> WorkFolder:
-    """
-    Find a run by its name, or the newest.
-
-    Raises:
-        ConfigError: There is none.
-    """
-    runs = list_runs(folder)
-    found = next((run for run in runs if run.path.name == name), None) if name else (runs[-1] if runs else None)
-    if found is None and name and WorkFolder(Path(name)).exists:
-        return WorkFolder(Path(name))
-    if found is None:
-        there_are = f"there are {', '.join(run.path.name for run in runs)}" if runs else "there is none yet"
-        raise ConfigError(f"there is no run `{name or ''}`; {there_are}", hint="memharbor migrate run --help")
-    return found
+    def _build_text_index(self) -> None:
+        if (self.folder.read_json(TEXT_INDEX) or {}).get("is_built") is False:
+            with self.pipeline.output.step("Build the index of keyword search"):
+                build_text_index(self.connection)
+            self.folder.write_json(TEXT_INDEX, {"is_built": True})
 
 
 @contextmanager
@@ -326,70 +321,14 @@ def _as_service(connection: Connection) -> Iterator[None]:
         yield
 
 
-def describe_run(folder: WorkFolder) -> dict[str, Any]:
-    """
-    Say how far a run is: segments by step, refusals, and its state.
-
-    The state is `to resume`; `to verify`, all is loaded; `complete`, and compared with the database; `differs`, it was
-    found to be another one there; `rolled back`; or `cleared`.
-    """
-    run = folder.read_run()
-    counts = {step: len(folder.segments(step)) for step in STEPS}
-    is_done = folder.is_read() and len(set(counts.values())) == 1
-    return {
-        "name": folder.path.name,
-        "source": run["source"]["name"],
-        **counts,
-        "refused": sum(1 for _ in folder.dead_letters()),
-        "state": _state(folder, is_done=is_done),
-    }
-
-
-def _state(folder: WorkFolder, *, is_done: bool) -> str:
-    if folder.read_json(CLEARED) is not None:
-        return "cleared"
-    if folder.read_json("rolled-back.json") is not None:
-        return "rolled back"
-    verified = folder.read_json(VERIFIED)
-    if not is_done:
-        return "to resume"
-    if verified is None:
-        return "to verify"
-    return "complete" if verified["same"] else "differs"
-
-
-def refuse_cleared(folder: WorkFolder) -> None:
-    """
-    Refuse to work with a run whose files are gone.
-
-    Raises:
-        StateRefusedError: A user of the run was erased, and its files with them.
-    """
-    if folder.read_json(CLEARED) is not None:
-        raise StateRefusedError(
-            f"the files of run {folder.path.name} went with a user who was erased",
-            hint="begin a new one: memharbor migrate run",
-        )
-
-
-def read_checkpoint(folder: WorkFolder) -> str:
-    """
-    Read which checkpoint was taken before a run.
-
-    Raises:
-        StateRefusedError: None was.
-    """
-    name = folder.read_run()["checkpoint"]
-    if name is None:
-        raise StateRefusedError("no checkpoint was taken before this run", hint="memharbor checkpoint list")
-    return str(name)
-
-
 def forget_load(folder: WorkFolder, target: Target) -> None:
     """Note that what a run loaded was rolled back, so that it cannot go on as if it were there."""
     run = folder.read_run()
-    with closing(target.connect(autocommit=True)) as connection, _as_service(connection):
-        connection.execute("delete from memharbor.migration_ledger where run_id = %s", (uuid.UUID(run["run_id"]),))
+    with closing(target.connect(autocommit=True)) as connection:
+        with _as_service(connection):
+            connection.execute("delete from memharbor.migration_ledger where run_id = %s", (uuid.UUID(run["run_id"]),))
+        if (folder.read_json(TEXT_INDEX) or {}).get("is_built") is False:
+            build_text_index(connection)
     folder.write_json("rolled-back.json", {"at": datetime.now(UTC).isoformat()})
 
 
