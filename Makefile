@@ -61,10 +61,10 @@ test-lint:
 	$(activate) && git ls-files -z | xargs -0 detect-secrets-hook --exclude-files '(\.lock|\.sum)$$' --exclude-lines '[0-9a-f]{64}'
 
 check: setup test-lint ## the inner loop: format, lint, types, secret scan and unit tests
-	$(activate) && pytest tests/unit
+	$(activate) && pytest tests/unit -m 'not soak'
 
 golden: setup ## rewrite the golden files; review the diff
-	$(activate) && pytest tests/unit --update-golden
+	$(activate) && pytest tests/unit -m 'not soak' --update-golden
 
 docs: setup ## rewrite the generated reference pages
 	$(activate) && python docs/generate.py

@@ -1,11 +1,12 @@
 """
 Processes that kill themselves at a chosen moment, for tests of what is left then, and of going on from there.
 
-A moment is where a process touches what outlives it: before it opens, renames, links, cuts or removes a file, before a
-statement of SQLite that writes, and before and after each exchange with PostgreSQL, COMMIT included. Between two moments
-nothing changes that the next process could meet. They are counted by the step of the migration in which they come, so
-that a number of a step names the same moment in each run. Memharbor knows nothing of it: Python's audit events say it,
-and two methods of libraries are wrapped, in the process that is to die.
+A moment is where a process touches what outlives it: before it opens, renames, links, cuts or removes a file, while it
+writes one (then as much of it is there as chance has it), before a statement of SQLite that writes, before and after each
+exchange with PostgreSQL, and after a commit of either. They are counted by the step of the migration in which they come
+and by their kind, so that step, kind and number name the same moment in each run; and what is rare is drawn as often as
+what is frequent. Memharbor knows nothing of it: Python's audit events say it, and a few functions of libraries are
+wrapped, in the process that is to die.
 
 Processes are forked from one that has imported everything, since there are thousands of them.
 Source: Python manual, sys.addaudithook, Audit events table; multiprocessing, Contexts and start methods.
@@ -26,9 +27,12 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from multiprocessing import get_context
 from pathlib import Path
+from stat import S_ISREG
+from types import FrameType
 from typing import Any
 
 import psycopg
+from psycopg.pq import TransactionStatus
 
 import memharbor.migrate
 from memharbor.commands import main
@@ -63,13 +67,13 @@ class Ended:
         code: Its exit code; `KILLED` where it was.
         said: What it wrote to stdout.
         complained: What it wrote to stderr.
-        moments: How many there were, by step; of one that ended by itself.
+        moments: How many there were, by step and kind; of one that ended by itself.
     """
 
     code: int
     said: str
     complained: str
-    moments: Mapping[str, int]
+    moments: Mapping[str, Mapping[str, int]]
 
     @property
     def report(self) -> Any:
@@ -84,17 +88,22 @@ class Moment:
 
     Args:
         step: In which it comes.
-        number: From 1 on.
+        kind: What is done then.
+        number: Of its kind in the step, from 1 on.
+        share: How much of a file that is written then is there.
     """
 
     step: str
+    kind: str
     number: int
+    share: float
 
 
-def draw_moment(draw: random.Random, moments: Mapping[str, int], step: str | None = None) -> Moment:
-    """Draw a moment of an undisturbed run, each step as likely as another."""
+def draw_moment(draw: random.Random, moments: Mapping[str, Mapping[str, int]], step: str | None = None) -> Moment:
+    """Draw a moment of an undisturbed run, each step as likely as another, and each kind in it."""
     step = step or draw.choice(sorted(moments))
-    return Moment(step, draw.randint(1, moments[step]))
+    kind = draw.choice(sorted(moments[step]))
+    return Moment(step, kind, draw.randint(1, moments[step][kind]), draw.random())
 
 
 def live(arguments: Sequence[str], folder: Path, environ: Mapping[str, str], moment: Moment | None = None) -> Ended:
@@ -153,50 +162,88 @@ def _live(arguments: list[str], folder: Path, environ: Mapping[str, str], moment
 
 
 class _Moments:
-    """Counts moments, and ends the process at one."""
+    """Counts moments by step and kind, and ends the process at one."""
 
     def __init__(self, folder: Path, fatal: Moment | None) -> None:
-        self.counts = Counter[str]()
+        self.counts: dict[str, Counter[str]] = {}
         self._folder, self._fatal = str(folder), fatal
         sys.addaudithook(self._hear)
+        self._watch_database()
+        self._watch_sqlite()
+        self._watch_writing()
+
+    def come(self, kind: str, written: int | None = None) -> None:
+        """
+        Come to a moment.
+
+        Args:
+            kind: What is done now.
+            written: A file that is being written.
+        """
+        step = self._step()
+        counts = self.counts.setdefault(step, Counter())
+        counts[kind] += 1
+        fatal = self._fatal
+        if fatal is None or (step, kind, counts[kind]) != (fatal.step, fatal.kind, fatal.number):
+            return
+        if written is not None:
+            # Not written to its end: nothing may be made of a file before it is known to be on the disk.
+            os.truncate(f"/proc/self/fd/{written}", int(fatal.share * os.fstat(written).st_size))
+        os.kill(os.getpid(), signal.SIGKILL)
+
+    def _watch_database(self) -> None:
         wait = psycopg.Connection.wait
-        sqlite_connect = sqlite3.connect
-        come = self.come
 
         def waited(connection: Any, *arguments: Any, **options: Any) -> Any:
-            come()
+            self.come("database")
+            was_open = connection.pgconn.transaction_status != TransactionStatus.IDLE
             found = wait(connection, *arguments, **options)
-            come()
+            is_open = connection.pgconn.transaction_status != TransactionStatus.IDLE
+            self.come("committed" if was_open and not is_open else "database")
             return found
+
+        psycopg.Connection.wait = waited  # type: ignore[assignment]
+
+    def _watch_sqlite(self) -> None:
+        come, connect = self.come, sqlite3.connect
 
         class Connection(sqlite3.Connection):
             def execute(self, statement: str, *parameters: Any) -> sqlite3.Cursor:
-                if not statement.lstrip().startswith("select"):
-                    come()
-                return super().execute(statement, *parameters)
+                if statement.lstrip().startswith("select"):
+                    return super().execute(statement, *parameters)
+                come("sqlite")
+                found = super().execute(statement, *parameters)
+                if statement == "commit":
+                    come("sqlite-committed")
+                return found
 
             def executemany(self, *arguments: Any) -> sqlite3.Cursor:
-                come()
+                come("sqlite")
                 return super().executemany(*arguments)
 
             def commit(self) -> None:
-                come()
+                come("sqlite")
                 super().commit()
+                come("sqlite-committed")
 
-        psycopg.Connection.wait = waited  # type: ignore[method-assign]
-        sqlite3.connect = lambda *arguments, **options: sqlite_connect(  # type: ignore[assignment]
+        sqlite3.connect = lambda *arguments, **options: connect(  # type: ignore[assignment]
             *arguments, **{"factory": Connection, **options}
         )
 
-    def come(self) -> None:
-        step = self._step()
-        self.counts[step] += 1
-        if self._fatal is not None and (step, self.counts[step]) == (self._fatal.step, self._fatal.number):
-            os.kill(os.getpid(), signal.SIGKILL)
+    def _watch_writing(self) -> None:
+        fsync = os.fsync
+
+        def synced(file: int) -> None:
+            # A folder has no end that could be missing.
+            if S_ISREG(os.fstat(file).st_mode):
+                self.come("write", file)
+            fsync(file)
+
+        os.fsync = synced
 
     def _hear(self, event: str, arguments: tuple[Any, ...]) -> None:
         if event in _CHANGES and any(self._is_ours(each) for each in arguments[:2]):
-            self.come()
+            self.come(event.rpartition(".")[2])
 
     def _is_ours(self, path: Any) -> bool:
         if not isinstance(path, str | os.PathLike):
@@ -206,12 +253,12 @@ class _Moments:
         return isinstance(text, str) and (text.startswith(self._folder) or not text.startswith("/"))
 
     def _step(self) -> str:
-        frame = sys._getframe(2)
+        frame: FrameType | None = sys._getframe(2)
         while frame is not None:
             code = frame.f_code
             if code.co_name in STEP_OF and code.co_filename.endswith("migrate/pipeline.py"):
                 return STEP_OF[code.co_name]
-            frame = frame.f_back  # type: ignore[assignment]
+            frame = frame.f_back
         return END if self.counts.keys() - {BEGIN} else BEGIN
 
 

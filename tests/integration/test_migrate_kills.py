@@ -50,7 +50,7 @@ class Outcome:
     tables: Mapping[str, list[str]]
     files: Mapping[str, Any]
     report: Any
-    moments: Mapping[str, int]
+    moments: Mapping[str, Mapping[str, int]]
 
 
 def timeless(value: Any, since: datetime) -> Any:
@@ -202,7 +202,7 @@ def refuse_other(found: Outcome, expected: Outcome, told: str) -> None:
     assert found.report == expected.report, told
 
 
-def draw_moments(draw: random.Random, moments: Mapping[str, int], step: str) -> list[Moment]:
+def draw_moments(draw: random.Random, moments: Mapping[str, Mapping[str, int]], step: str) -> list[Moment]:
     """Draw a moment of a step, and some for those that go on."""
     drawn = [draw_moment(draw, moments, step)]
     while len(drawn) < 4 and draw.random() < AGAIN:
@@ -225,8 +225,8 @@ def kill_and_compare(name: str, server: Server, tmp_path: Path, draw: random.Ran
             assert attempt.kills, told
             refuse_other(found, expected, told)
             shutil.rmtree(attempt.folder)
-            kills.update(moment.step for moment in attempt.kills)
-    print(f"{name}: seed {SEED}, {kills.total()} kills, {dict(kills)}")  # noqa: T201
+            kills.update(f"{moment.step} {moment.kind}" for moment in attempt.kills)
+    print(f"{name}: seed {SEED}, {kills.total()} kills, {dict(sorted(kills.items()))}")  # noqa: T201
 
 
 @pytest.fixture(autouse=True)

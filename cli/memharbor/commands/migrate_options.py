@@ -78,38 +78,40 @@ def choice_options(command: Command) -> Command:
                 "--remap-users", metavar="FILE", help="JSON object or CSV: the new id by the id in the source."
             ),
             click.option(
-                "--on-conflict",
-                type=click.Choice(["skip", "overwrite", "new-id"]),
-                default="skip",
-                show_default=True,
-                help="What becomes of a memory whose id is taken by a different one.",
-            ),
-            click.option(
-                "--keep-duplicates", is_flag=True, help="Let the same text of the same owner in more than once."
-            ),
-            click.option("--batch-size", type=click.IntRange(1, 50_000), default=1000, show_default=True),
-            click.option(
-                "--max-rate", type=click.FloatRange(min=0), default=0, help="Rows a second.  [default: no limit]"
-            ),
-            click.option(
                 "--carry-vectors/--generate-embeddings",
                 default=True,
                 help="Take the embeddings of the source, or make all anew, with `--model`.  [default: take]",
-            ),
-            click.option(
-                "--text-index",
-                type=click.Choice(["auto", "keep", "after"]),
-                default="auto",
-                show_default=True,
-                help="The index of keyword search: keep it, or build it after the load; auto: after for a large import.",
             ),
             click.option(
                 "--source-name",
                 metavar="NAME",
                 help="Part of the ids that are made, where a source's are no UUIDs.  [default: the kind of source]",
             ),
+            *_load_options(),
         ],
     )
+
+
+def _load_options() -> list[Any]:
+    return [
+        click.option(
+            "--on-conflict",
+            type=click.Choice(["skip", "overwrite", "new-id"]),
+            default="skip",
+            show_default=True,
+            help="What becomes of a memory whose id is taken by a different one.",
+        ),
+        click.option("--keep-duplicates", is_flag=True, help="Let the same text of the same owner in more than once."),
+        click.option("--batch-size", type=click.IntRange(1, 50_000), default=1000, show_default=True),
+        click.option("--max-rate", type=click.FloatRange(min=0), default=0, help="Rows a second.  [default: no limit]"),
+        click.option(
+            "--text-index",
+            type=click.Choice(["auto", "keep", "after"]),
+            default="auto",
+            show_default=True,
+            help="The index of keyword search: keep it, or build it after the load; auto: after for a large import.",
+        ),
+    ]
 
 
 def embedding_options(command: Command) -> Command:
