@@ -202,7 +202,7 @@ class _Moments:
             self.come("committed" if was_open and not is_open else "database")
             return found
 
-        psycopg.Connection.wait = waited  # type: ignore[assignment]
+        psycopg.Connection.wait = waited  # type: ignore[assignment, method-assign]
 
     def _watch_sqlite(self) -> None:
         come, connect = self.come, sqlite3.connect
@@ -226,20 +226,19 @@ class _Moments:
                 super().commit()
                 come("sqlite-committed")
 
-        sqlite3.connect = lambda *arguments, **options: connect(  # type: ignore[assignment]
-            *arguments, **{"factory": Connection, **options}
-        )
+        sqlite3.connect = lambda *arguments, **options: connect(*arguments, **{"factory": Connection, **options})
 
     def _watch_writing(self) -> None:
         fsync = os.fsync
 
         def synced(file: int) -> None:
-            # A folder has no end that could be missing.
-            if S_ISREG(os.fstat(file).st_mode):
+            found = os.fstat(file)
+            # Neither a folder nor another name of a file that is whole is written piece by piece.
+            if S_ISREG(found.st_mode) and found.st_nlink == 1:
                 self.come("write", file)
             fsync(file)
 
-        os.fsync = synced
+        os.fsync = synced  # type: ignore[assignment]
 
     def _hear(self, event: str, arguments: tuple[Any, ...]) -> None:
         if event in _CHANGES and any(self._is_ours(each) for each in arguments[:2]):

@@ -27,12 +27,13 @@ from memharbor.bench.measure import WORDS, Measure
 from memharbor.database import Connection, run_statement, transaction, translated_errors
 from memharbor.errors import StateRefusedError
 from memharbor.migrate.behind import Behind
-from memharbor.migrate.load import Loader, know_vectors
+from memharbor.migrate.load import Loader
 from memharbor.migrate.opening import SourceSpec
 from memharbor.migrate.record import Record, pack_vector
 from memharbor.migrate.runs import RunSettings, opened_run
 from memharbor.migrate.text_index import build_text_index, drop_text_index
 from memharbor.migrate.vector import Vector
+from memharbor.migrate.vector_type import know_vectors
 from memharbor.migrate.workfolder import WorkFolder
 from memharbor.output import Output
 from memharbor.schema.migrations import VECTOR_SCHEMA

@@ -19,9 +19,6 @@ from typing import Any, Literal
 
 import psycopg
 from psycopg import sql
-from psycopg.adapt import Dumper
-from psycopg.pq import Format
-from psycopg.types import TypeInfo
 
 from memharbor.backup.access import all_rows, run_script
 from memharbor.database import Connection, server_text, transaction, translated_errors
@@ -31,7 +28,7 @@ from memharbor.migrate.merging import COLUMNS, INSERT, JUDGE, STAGED, TYPES, UPD
 from memharbor.migrate.opening import EmbeddingSpec
 from memharbor.migrate.record import NAMESPACE, Record
 from memharbor.migrate.recorded_model import note_model
-from memharbor.migrate.vector import Vector
+from memharbor.migrate.vector_type import know_vectors
 from memharbor.names import ROLES
 from memharbor.schema.migrations import VECTOR_SCHEMA
 from memharbor.settings import Settings
@@ -45,6 +42,10 @@ _LONG_TEXT_BYTES = 100_000
 _JOINS = (
     "select pg_catalog.set_config('enable_hashjoin', %(joins)s, true),"
     " pg_catalog.set_config('enable_mergejoin', %(joins)s, true)"
+)
+# Room for what is staged; it cannot be changed any more once a session has had a temporary table.
+_TEMPORARY_BUFFERS = (
+    "select pg_catalog.set_config('temp_buffers', '64MB', false) where pg_catalog.pg_my_temp_schema() = 0"
 )
 # What makes one row wrong and not the server: data exceptions, constraints, limits of a program.
 _ROW_SQLSTATES = ("22", "23", "54")
@@ -127,6 +128,7 @@ class Loader:
             "vector_schema": VECTOR_SCHEMA,
         }
         with translated_errors("preparing to load"):
+            connection.execute(_TEMPORARY_BUFFERS)
             run_script(connection, render("migrate/foretold.sql", {"role": ROLES["service"]}))
             run_script(connection, render("migrate/stage.sql", variables))
         self._connection, self.settings = connection, settings
@@ -219,13 +221,12 @@ class Loader:
         try:
             with self._connection.transaction():
                 if not is_staged:
+                    self._clear_staged()
                     self._stage(rows)
                 self._merge(rows, loaded)
         except psycopg.Error as exc:
             if not _is_of_a_row(exc):
                 raise
-            for name in STAGED.values() if is_staged else ():
-                self._run(f"delete from pg_temp.{name}")
             loaded.counts, loaded.refused = before.counts, before.refused
             loaded.skipped, loaded.renumbered = before.skipped, before.renumbered
             if len(rows) == 1:
@@ -234,6 +235,11 @@ class Loader:
             half = len(rows) // 2
             self._write_part(rows[:half], loaded)
             self._write_part(rows[half:], loaded)
+
+    def _clear_staged(self) -> None:
+        """Forget another part; what a whole segment staged goes with its transaction."""
+        for name in STAGED.values():
+            self._run(f"delete from pg_temp.{name}")
 
     @contextmanager
     def _transaction(self, *, rollback: bool) -> Iterator[None]:
@@ -276,8 +282,7 @@ class Loader:
                 with all_rows(self._connection, ["memory_history"]):
                     self._run(INSERT[kind])
                 self._connection.execute("select pg_catalog.set_config('role', 'none', true)")
-            for name in (STAGED[kind], "judged"):
-                self._run(f"delete from pg_temp.{name}")
+            self._run("delete from pg_temp.judged")
 
     def _stage(self, rows: Sequence[tuple[int, Record]]) -> None:
         for kind, name in STAGED.items():
@@ -396,23 +401,3 @@ class Loader:
 
 def _is_of_a_row(error: psycopg.Error) -> bool:
     return error.sqlstate is not None and error.sqlstate.startswith(_ROW_SQLSTATES)
-
-
-class _VectorDumper(Dumper):
-    """Sends an embedding as pgvector reads it."""
-
-    format = Format.BINARY
-
-    def dump(self, embedding: Sequence[float]) -> bytes:
-        return Vector.of(embedding).sent()
-
-
-def know_vectors(connection: Connection) -> None:
-    """Let COPY BINARY send embeddings."""
-    info = TypeInfo.fetch(connection, f"{VECTOR_SCHEMA}.vector")
-    if info is None:
-        raise StateRefusedError("the database has no pgvector", hint="ansible-playbook ansible/playbooks/site.yml")
-    info.register(connection)
-    dumper = type("VectorDumper", (_VectorDumper,), {"oid": info.oid})
-    for kind in (tuple, Vector):
-        connection.adapters.register_dumper(kind, dumper)

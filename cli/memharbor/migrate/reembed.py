@@ -19,8 +19,8 @@ from memharbor.backup.access import run_script
 from memharbor.database import Connection, transaction, translated_errors
 from memharbor.migrate.embedding.model import Embedder, EmbeddingRefusal, Estimate, estimate_cost, estimate_tokens
 from memharbor.migrate.embedding.rows import VECTOR_COLUMNS, RowChoice, parse_ids
-from memharbor.migrate.load import know_vectors
 from memharbor.migrate.recorded_model import MODEL_KEY, read_model
+from memharbor.migrate.vector_type import know_vectors
 from memharbor.names import ROLES
 from memharbor.output import Output
 from memharbor.schema.migrations import VECTOR_SCHEMA
