@@ -43,6 +43,8 @@ _JOINS = (
     "select pg_catalog.set_config('enable_hashjoin', %(joins)s, true),"
     " pg_catalog.set_config('enable_mergejoin', %(joins)s, true)"
 )
+# Of the advisory lock that one segment of a run holds at a time: "mhmi".
+_LOCK_CLASS = 0x6D686D69
 # Room for what is staged; it cannot be changed any more once a session has had a temporary table.
 _TEMPORARY_BUFFERS = (
     "select pg_catalog.set_config('temp_buffers', '64MB', false) where pg_catalog.pg_my_temp_schema() = 0"
@@ -133,6 +135,7 @@ class Loader:
             run_script(connection, render("migrate/stage.sql", variables))
         self._connection, self.settings = connection, settings
         self._run_id, self._source, self._on_conflict = run_id, source, on_conflict
+        self._lock = (_LOCK_CLASS, str(run_id))
 
     def load(
         self, number: int, records: Sequence[Record], turn: Turn = lambda: None, *, dry_run: bool = False
@@ -158,6 +161,8 @@ class Loader:
             is_staged = self._try_stage(rows)
             turn()
             if not dry_run:
+                # The server may still commit for a process that was killed: what it loads is waited for, and then known.
+                self._connection.execute("select pg_catalog.pg_advisory_xact_lock(%s, hashtext(%s))", self._lock)
                 with self._as_service():
                     known = self._known(number)
                 if known is not None:

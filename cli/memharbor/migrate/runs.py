@@ -219,6 +219,8 @@ def opened_run(
         if settings.embedding is not None and needs_embeddings:
             embedder = stack.enter_context(open_embedder(settings.embedding))
         if not folder.exists:
+            # Its name is taken from here on, whatever happens to it: the checkpoint has the same.
+            folder.path.mkdir(parents=True, exist_ok=True)
             checkpoint = None if take_checkpoint is None else take_checkpoint(folder.path.name)
             _begin(folder, settings, info, target, checkpoint)
         run = folder.read_run()
