@@ -7,6 +7,7 @@ from __future__ import annotations
 import os
 from collections.abc import Iterator
 from contextlib import closing
+from pathlib import Path
 from urllib.parse import urlsplit, urlunsplit
 
 import docker
@@ -17,6 +18,7 @@ from memharbor.settings import Settings
 from memharbor.stack.secrets import complete_secrets
 from tests.containers import Server, find_engine_problem, our_passwords, running_server, throw_away
 from tests.corruption import Laboratory
+from tests.schema_databases import DIMS, scratch_database
 
 
 @pytest.fixture(scope="session")
@@ -34,6 +36,17 @@ def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
         pytest.skip(reason)
     with running_server(tmp_path_factory.mktemp("server")) as started:
         yield started
+
+
+@pytest.fixture
+def dsn(server: Server, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
+    """An empty database, and for commands that are called in this process a working folder and a cache of their own."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    monkeypatch.setenv("MEMHARBOR_EMBEDDING_DIMS", str(DIMS))
+    monkeypatch.setenv("NO_PROXY", "127.0.0.1")
+    with scratch_database(server) as name:
+        yield server.admin_dsn(name)
 
 
 def external_server(dsn: str) -> Server:

@@ -2,24 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from contextlib import closing
-from pathlib import Path
 
 import psycopg
 import pytest
 
 from tests.command_line import ok, refused
-from tests.containers import Server
-from tests.schema_databases import DIMS, scratch_database
-
-
-@pytest.fixture
-def dsn(server: Server, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
-    monkeypatch.chdir(tmp_path)
-    monkeypatch.setenv("MEMHARBOR_EMBEDDING_DIMS", str(DIMS))
-    with scratch_database(server) as name:
-        yield server.admin_dsn(name)
 
 
 def remains(dsn: str) -> list[int]:

@@ -130,15 +130,6 @@ def chatsg(server: Server, request: pytest.FixtureRequest) -> Iterator[ChatSG]:
         yield ChatSG(server, name, request.param)
 
 
-@pytest.fixture
-def dsn(server: Server, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
-    monkeypatch.chdir(tmp_path)
-    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
-    monkeypatch.setenv("MEMHARBOR_EMBEDDING_DIMS", str(DIMS))
-    with scratch_database(server) as name:
-        yield server.admin_dsn(name)
-
-
 def items(source: CanonicalTableSource, after: str | None = None) -> list[RawItem]:
     found = list(source.read(after))
     assert not [each for each in found if isinstance(each, Refusal)]

@@ -7,13 +7,11 @@ import os
 import subprocess
 import sys
 import uuid
-from collections.abc import Iterator
 from contextlib import closing
 from pathlib import Path
 from typing import Any
 
 import psycopg
-import pytest
 
 from memharbor.commands.migrate_options import KINDS
 from memharbor.migrate import opening
@@ -27,16 +25,6 @@ from tests.schema_databases import DIMS, scratch_database
 from tests.user_rows import state
 
 EMBED = ("--model", "memharbor-hash")
-
-
-@pytest.fixture
-def dsn(server: Server, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
-    """An empty database, and a working folder of its own."""
-    monkeypatch.chdir(tmp_path)
-    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
-    monkeypatch.setenv("MEMHARBOR_EMBEDDING_DIMS", str(DIMS))
-    with scratch_database(server) as name:
-        yield server.admin_dsn(name)
 
 
 def export(path: Path, count: int, **changes: Any) -> Path:

@@ -6,7 +6,7 @@ import json
 import re
 import threading
 import uuid
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from contextlib import closing
 from dataclasses import dataclass
 from datetime import UTC, datetime
@@ -93,28 +93,21 @@ def is_memory(row: Row) -> bool:
 
 
 @pytest.fixture
-def dsn(server: Server, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
-    """A database with the rows, a working folder of its own, and small pages."""
-    monkeypatch.chdir(tmp_path)
-    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
-    monkeypatch.setenv("MEMHARBOR_EMBEDDING_DIMS", str(DIMS))
+def dsn(dsn: str, monkeypatch: pytest.MonkeyPatch) -> str:
+    """One with the rows, and small pages."""
     monkeypatch.setattr(reembed, "_BATCH", 4)
     Path("ids.txt").write_text("\n".join([*map(str, CHOSEN), "", str(CHOSEN[1]).upper(), str(uuid.uuid4())]))
-    with scratch_database(server) as name:
-        found = server.admin_dsn(name)
-        with closing(psycopg.connect(found, autocommit=True)) as connection:
-            for row in ROWS:
-                vector = str(OLD) if row.old else None
-                values = [row.id, json.dumps(row.payload), vector]
-                column, more, place = ("vector", "", "")
-                if is_memory(row):
-                    column, more, place = "embedding", ", state", ", %s"
-                    values.append(row.state)
-                statement = (
-                    f"insert into memharbor.{row.table} (id, payload, {column}{more}) values (%s, %s, %s{place})"
-                )
-                connection.execute(statement.encode(), values)
-        yield found
+    with closing(psycopg.connect(dsn, autocommit=True)) as connection:
+        for row in ROWS:
+            vector = str(OLD) if row.old else None
+            values = [row.id, json.dumps(row.payload), vector]
+            column, more, place = ("vector", "", "")
+            if is_memory(row):
+                column, more, place = "embedding", ", state", ", %s"
+                values.append(row.state)
+            statement = f"insert into memharbor.{row.table} (id, payload, {column}{more}) values (%s, %s, %s{place})"
+            connection.execute(statement.encode(), values)
+    return dsn
 
 
 def vectors(dsn: str) -> dict[tuple[str, uuid.UUID], list[float] | None]:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import uuid
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -15,38 +14,31 @@ from psycopg.conninfo import conninfo_to_dict, make_conninfo
 from memharbor.stack import provisioner
 from memharbor.target import identify_database
 from tests.command_line import memharbor, ok, refused
-from tests.memory_database import Server
 from tests.platform_server import KEY, Fault, PlatformServer
-from tests.schema_databases import DIMS, scratch_database
 from tests.zep_server import KEY as ZEP_KEY
 from tests.zep_server import ZepServer
 
 
 @pytest.fixture
-def dsn(server: Server, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
-    monkeypatch.chdir(tmp_path)
-    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
-    monkeypatch.setenv("MEMHARBOR_EMBEDDING_DIMS", str(DIMS))
-    monkeypatch.setenv("NO_PROXY", "127.0.0.1")
+def dsn(dsn: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> str:
+    """One with memories."""
     monkeypatch.setattr(provisioner, "find_checkout", lambda: tmp_path / "checkout")
     monkeypatch.setenv("MEM0_API_KEY", KEY)
     monkeypatch.setenv("ZEP_API_KEY", ZEP_KEY)
-    with scratch_database(server) as name:
-        loaded = server.admin_dsn(name)
-        lines = [
-            {
-                "id": identity(n),
-                "memory": f"fact {n}",
-                "user_id": ("alice", "bob")[n % 2],
-                "run_id": f"talk-{n % 3}",
-                "created_at": "2026-01-15T10:30:00+00:00",
-                "metadata": {"role": "user", "mood": n / 3},
-            }
-            for n in range(12)
-        ]
-        Path("memories.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines), encoding="utf-8")
-        ok(loaded, "migrate", "run", "--from", "file", "--input", "memories.jsonl", "--no-checkpoint")
-        yield loaded
+    lines = [
+        {
+            "id": identity(n),
+            "memory": f"fact {n}",
+            "user_id": ("alice", "bob")[n % 2],
+            "run_id": f"talk-{n % 3}",
+            "created_at": "2026-01-15T10:30:00+00:00",
+            "metadata": {"role": "user", "mood": n / 3},
+        }
+        for n in range(12)
+    ]
+    Path("memories.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines), encoding="utf-8")
+    ok(dsn, "migrate", "run", "--from", "file", "--input", "memories.jsonl", "--no-checkpoint")
+    return dsn
 
 
 def identity(number: int) -> str:

@@ -37,16 +37,6 @@ def store(server: Server) -> Iterator[Database]:
         yield found
 
 
-@pytest.fixture
-def dsn(server: Server, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
-    """Our own database."""
-    monkeypatch.chdir(tmp_path)
-    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
-    monkeypatch.setenv("MEMHARBOR_EMBEDDING_DIMS", str(DIMS))
-    with scratch_database(server) as name:
-        yield server.admin_dsn(name)
-
-
 def fill(store: Database, numbers: Sequence[int], name: str = "openmemory", **options: Any) -> None:
     payload = json.dumps({"data": "tea", "user_id": "anna", "source_app": "openmemory"})
     make_collection(store, name, [(made_id(number), spell(vector(number)), payload) for number in numbers], **options)

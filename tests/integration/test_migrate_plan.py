@@ -17,29 +17,23 @@ import pytest
 from memharbor.migrate.record import pack_vector
 from tests.command_line import memharbor, ok, refused
 from tests.embedding_server import StrictEmbeddingServer
-from tests.memory_database import Server
 from tests.platform_server import KEY, PlatformServer, memory_of
-from tests.schema_databases import DIMS, scratch_database
+from tests.schema_databases import DIMS
 
 STEPS = ("read", "transform", "embed", "load", "verify")
 WORDS = ("read", "inserted", "updated", "same", "skipped", "not_chosen", "refused", "reasons")
 
 
 @pytest.fixture
-def dsn(server: Server, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
-    """An empty database, and a working folder of its own."""
-    monkeypatch.chdir(tmp_path)
-    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
-    monkeypatch.setenv("MEMHARBOR_EMBEDDING_DIMS", str(DIMS))
-    monkeypatch.setenv("NO_PROXY", "127.0.0.1")
-    with scratch_database(server) as name:
-        yield server.admin_dsn(name)
-        with closing(psycopg.connect(server.admin_dsn(name))) as connection:
-            for table in ("memories", "entities", "memory_history", "migration_ledger", "configs"):
-                row = connection.execute(f"select count(*) from memharbor.{table}").fetchone()
-                assert row == (0,), f"a plan left something in {table}"
-        assert not (tmp_path / "cache").exists(), "a plan left embeddings"
-        assert not (tmp_path / "memharbor-migrations").exists(), "a plan left a run"
+def dsn(dsn: str, tmp_path: Path) -> Iterator[str]:
+    """One that is as empty in the end."""
+    yield dsn
+    with closing(psycopg.connect(dsn)) as connection:
+        for table in ("memories", "entities", "memory_history", "migration_ledger", "configs"):
+            row = connection.execute(f"select count(*) from memharbor.{table}").fetchone()
+            assert row == (0,), f"a plan left something in {table}"
+    assert not (tmp_path / "cache").exists(), "a plan left embeddings"
+    assert not (tmp_path / "memharbor-migrations").exists(), "a plan left a run"
 
 
 def memory(number: int, **fields: Any) -> dict[str, Any]:

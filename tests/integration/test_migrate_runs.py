@@ -8,7 +8,7 @@ import shlex
 import threading
 import time
 import uuid
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from contextlib import closing
 from pathlib import Path
 from typing import Any
@@ -36,16 +36,6 @@ EMBED = ("--model", "memharbor-hash")
 # More words than a tsvector holds, in less than 1 MiB.
 ENDLESS = " ".join(f"w{number:06}" for number in range(120_000))
 Line = dict[str, Any]
-
-
-@pytest.fixture
-def dsn(server: Server, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
-    """An empty database, and a working folder of its own."""
-    monkeypatch.chdir(tmp_path)
-    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
-    monkeypatch.setenv("MEMHARBOR_EMBEDDING_DIMS", str(DIMS))
-    with scratch_database(server) as name:
-        yield server.admin_dsn(name)
 
 
 def line(number: int, user: str = "alice", /, **fields: Any) -> Line:

@@ -30,16 +30,6 @@ from tests.zep_server import ZepServer
 USERS = ("alice", "bob")
 
 
-@pytest.fixture
-def dsn(server: Server, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
-    monkeypatch.chdir(tmp_path)
-    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
-    monkeypatch.setenv("MEMHARBOR_EMBEDDING_DIMS", str(DIMS))
-    monkeypatch.setenv("NO_PROXY", "127.0.0.1")
-    with scratch_database(server) as name:
-        yield server.admin_dsn(name)
-
-
 def vector(number: int) -> tuple[float, ...]:
     draw = random.Random(number)
     return struct.unpack(f"<{DIMS}f", struct.pack(f"<{DIMS}f", *(draw.uniform(-1, 1) for _ in range(DIMS))))

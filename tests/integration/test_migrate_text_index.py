@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
 from contextlib import closing
 from pathlib import Path
 from typing import Any
@@ -18,18 +17,12 @@ from memharbor.migrate.runs import forget_load
 from memharbor.operations import migrations_folder
 from memharbor.target import find_target
 from tests.command_line import memharbor, ok
-from tests.containers import Server
-from tests.schema_databases import DIMS, scratch_database
 
 
-@pytest.fixture
-def dsn(server: Server, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
-    monkeypatch.chdir(tmp_path)
-    monkeypatch.setenv("MEMHARBOR_EMBEDDING_DIMS", str(DIMS))
+@pytest.fixture(autouse=True)
+def export(dsn: str) -> None:
     memories = [{"id": f"m{n}", "memory": f"fact {n}", "user_id": "alice"} for n in range(20)]
     Path("export.json").write_text(json.dumps(memories))
-    with scratch_database(server) as name:
-        yield server.admin_dsn(name)
 
 
 def index(dsn: str) -> list[Any]:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import sqlite3
-from collections.abc import Iterator
 from contextlib import closing
 from pathlib import Path
 from typing import Any
@@ -30,16 +29,11 @@ HISTORY = """select memory_id, user_id, operation, old_value, actor, changed_at 
 
 
 @pytest.fixture
-def dsn(server: Server, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
-    """A database with memories of several users, in each state, with what changed of them."""
-    monkeypatch.chdir(tmp_path)
-    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
-    monkeypatch.setenv("MEMHARBOR_EMBEDDING_DIMS", "8")
-    with scratch_database(server) as name:
-        dsn = server.admin_dsn(name)
-        with closing(psycopg.connect(dsn, autocommit=True)) as connection:
-            fill(connection)
-        yield dsn
+def dsn(dsn: str) -> str:
+    """One with memories of several users, in each state, with what changed of them."""
+    with closing(psycopg.connect(dsn, autocommit=True)) as connection:
+        fill(connection)
+    return dsn
 
 
 def fill(connection: psycopg.Connection[Any]) -> None:
