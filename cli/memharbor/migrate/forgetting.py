@@ -37,6 +37,7 @@ def forget_user(folder: Path, user_id: str, *, dry_run: bool = False) -> list[st
     if not dry_run:
         for run in found:
             _clear(run)
+        _remove_cut_off(folder)
     return [run.path.name for run in found]
 
 
@@ -44,7 +45,20 @@ def _carries(run: WorkFolder, user_id: str) -> bool:
     # A user may have another name here than in the source.
     names = run.read_run()["settings"]["remap_users"]
     wanted = {user_id, *(old for old, new in names.items() if new == user_id)}
-    return any(names_user(data, name) for data in _data(run) for name in wanted)
+    return any(names_user(data, name) or _may_name(data, name) for data in _data(run) for name in wanted)
+
+
+def _may_name(data: Any, name: str) -> bool:
+    """Tell whether an item that could not be read has a user's name in it."""
+    return isinstance(data, dict) and name in str(data.get("raw", ""))
+
+
+def _remove_cut_off(folder: Path) -> None:
+    """Remove what processes that were killed wrote of a file: nobody reads it, and it may have anybody's text."""
+    for path in folder.rglob(".*"):
+        process = path.suffix[1:]
+        if path.is_file() and process.isdigit() and not Path("/proc", process).exists():
+            path.unlink()
 
 
 def _data(run: WorkFolder) -> Iterator[Any]:
