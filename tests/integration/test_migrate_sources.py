@@ -276,6 +276,37 @@ def test_a_dry_run_foretells_a_run_and_a_second_run_changes_nothing(
         assert "of a sample of" in plan.stdout
 
 
+HALF = """
+delete from memharbor.memories where left(id::text, 1) in ('0', '1', '2', '3') and right(id::text, 1) in ('1', '4', 'a');
+update memharbor.memories set payload = payload || '{"mood": "changed here"}' where right(id::text, 1) in ('2', '5', 'b');
+update memharbor.memories set payload = payload || '{"user_id": "mallory"}' where right(id::text, 1) in ('3', 'c');
+update memharbor.memories set embedding = null where right(id::text, 1) in ('6', 'd');
+delete from memharbor.memory_history where id % 2 = 0;
+"""
+
+
+@pytest.mark.parametrize("name", SOURCES)
+@pytest.mark.parametrize("on_conflict", ["skip", "overwrite", "new-id"])
+def test_a_dry_run_foretells_a_run_into_a_database_that_has_other_versions(
+    name: str, on_conflict: str, dsn: str, server: Server, tmp_path: Path
+) -> None:
+    make, _ = SOURCES[name]
+    with ExitStack() as stack, closing(psycopg.connect(dsn, autocommit=True)) as connection:
+        arguments, environ = make(tmp_path, stack, server)
+        run = ["migrate", "run", *arguments, "--batch-size", "5", "--no-checkpoint", "--on-conflict", on_conflict]
+        ok(dsn, *run, **environ)
+        connection.execute(HALF)
+        before = rows_of(dsn)
+        foretold = ok(dsn, *run, "--dry-run", **environ)
+        assert rows_of(dsn) == before, "a dry run wrote something"
+        done = ok(dsn, *run, **environ)
+        assert (counts(foretold), foretold["reasons"]) == (counts(done), done["reasons"])
+        rows = rows_of(dsn)
+        again = ok(dsn, *run, **environ)
+        assert (again["inserted"], again["updated"]) == (0, 0)
+        assert rows_of(dsn) == rows
+
+
 def test_mem0_s_tables_are_adopted_in_the_same_database(dsn: str) -> None:
     """Renamed, as the roll-out asks for where they have the names that it needs."""
     with closing(psycopg.connect(dsn, autocommit=True)) as connection:
