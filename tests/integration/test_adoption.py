@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import os
 import re
+import shutil
 import subprocess
 import sys
 from contextlib import closing
@@ -27,6 +28,16 @@ USERS = ("alice", "bob", 'o\'brien-"日本"')
 ROLL_OUT = "ansible-playbook ansible/playbooks/site.yml"
 
 
+# The page speaks of the psql that a person has. A machine that only runs the tests may have none: then this stands in.
+PSQL = f"""#!{sys.executable}
+import sys, psycopg
+address, option, statements = sys.argv[1:]
+assert option == "-c"
+with psycopg.connect(address) as connection:
+    connection.execute(statements)
+"""
+
+
 def documented_block() -> str:
     section = PAGE.read_text().partition("\n## Mem0's tables in the same database\n")[2].partition("\n## ")[0]
     (block,) = re.findall(r"```console\n(.*?)```", section, re.DOTALL)
@@ -38,10 +49,15 @@ def documented_block() -> str:
 def shell(script: str, server: Server, name: str, folder: Path) -> subprocess.CompletedProcess[str]:
     """Run a script as somebody who follows the page: in a checkout, with the administrator's address."""
     others = ("MEMHARBOR_", "PG", "PULUMI_", "OPENAI_")
+    programs = folder / "bin"
+    programs.mkdir(exist_ok=True)
+    if shutil.which("psql") is None:
+        (programs / "psql").write_text(PSQL)
+        (programs / "psql").chmod(0o755)
     inherited = {key: value for key, value in os.environ.items() if not key.startswith(others)}
     environ = {
         **inherited,
-        "PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}",
+        "PATH": os.pathsep.join([str(Path(sys.executable).parent), str(programs), os.environ["PATH"]]),
         "PYTHONPATH": str(ROOT / "cli"),
         "ANSIBLE_CONFIG": str(ROOT / "ansible" / "ansible.cfg"),
         "ANSIBLE_FORCE_COLOR": "false",
