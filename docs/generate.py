@@ -81,7 +81,9 @@ def commands_page() -> str:
     """Write the reference page of the command line: the help of every command, as it is printed."""
     parts = [f"<!-- {GENERATED} -->\n# Commands\n"]
     for path, command in _walk(cli, ("memharbor",)):
-        context = click.Context(command, info_name=" ".join(path), max_content_width=100, terminal_width=100)
+        # What a command takes over from the one above it, as if it had been called through that.
+        shown = {**cli.context_settings, "max_content_width": 100, "terminal_width": 100}
+        context = click.Context(command, info_name=" ".join(path), **shown)
         parts.append(f"## {' '.join(path)}\n\n```text\n{command.get_help(context).rstrip()}\n```\n")
     return "\n".join(parts)
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import difflib
 import os
 import re
 import runpy
@@ -249,8 +250,10 @@ def test_a_sentence_is_no_statement(said: str) -> None:
 
 def test_derived_files_are_up_to_date() -> None:
     generate = runpy.run_path(str(ROOT / "docs" / "generate.py"))
-    stale = [name for name, write in generate["PAGES"].items() if (ROOT / name).read_text() != write()]
-    assert stale == [], "run `make docs`"
+    for name, write in generate["PAGES"].items():
+        there, made = (ROOT / name).read_text().splitlines(), write().splitlines()
+        differences = list(difflib.unified_diff(there, made, name, "made anew", lineterm="", n=1))
+        assert differences == [], "run `make docs`\n" + "\n".join(differences[:40])
 
 
 def test_each_command_says_the_same_help_in_the_list_and_in_its_docstring() -> None:
