@@ -13,14 +13,14 @@ import shutil
 import tarfile
 from collections.abc import Iterator
 from dataclasses import dataclass
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import Any
 
 from memharbor.backup.plan import RestorePlan
 from memharbor.backup.restore import OnOpen
 from memharbor.backup.sandbox import Opened, Sandbox, restored
 from memharbor.backup.wal import format_lsn
-from memharbor.errors import StateRefusedError
+from memharbor.errors import SourceDataError, StateRefusedError
 from memharbor.output import Output, size_text
 from memharbor.server_files.postgres import DATA_DIRECTORY
 
@@ -123,12 +123,33 @@ def _copy_out(opened: Opened, sandbox: Sandbox, incoming: Path) -> int:
     pieces = opened.containers.stream(sandbox.container, ["tar", "-C", DATA_DIRECTORY, "-cf", "-", "."])
     reader = _Reader(pieces)
     with tarfile.open(fileobj=io.BufferedReader(reader, 1024 * 1024), mode="r|") as archive:
-        archive.extractall(incoming, filter="data")
+        archive.extraction_filter = lambda member, _: member  # since Python 3.11.4 one is asked for
+        for member in archive:
+            archive.extract(_tamed(member), incoming)
     for _ in pieces:  # the end, where a failure is said
         pass
     incoming.chmod(0o700)  # PostgreSQL refuses anything wider
     os.sync()
     return reader.size_bytes
+
+
+def _tamed(member: tarfile.TarInfo) -> tarfile.TarInfo:
+    """
+    Let a file stay in its folder and belong to who extracts it.
+
+    What `tarfile.data_filter` does for a server's files; Python 3.11.2, which Debian 12 has, does not know it.
+
+    Raises:
+        SourceDataError: It is no file of a server.
+    """
+    path = PurePosixPath(member.name)
+    if path.is_absolute() or ".." in path.parts or not (member.isreg() or member.isdir()):
+        raise SourceDataError(
+            f"the data directory has `{member.name}`, which is neither a file nor a folder of its own"
+        )
+    member.uid, member.gid, member.uname, member.gname = os.getuid(), os.getgid(), "", ""
+    member.mode = (member.mode | (0o700 if member.isdir() else 0o600)) & 0o755
+    return member
 
 
 def _move(incoming: Path, folder: Path) -> None:
