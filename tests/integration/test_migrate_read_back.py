@@ -9,14 +9,14 @@ import pytest
 
 from tests.command_line import ok
 from tests.integration.test_migrate_commands import rows_of
-from tests.integration.test_migrate_sources import SOURCES, counts, dsn  # noqa: F401 - a fixture
+from tests.integration.test_migrate_sources import SOURCES, counts
 from tests.memory_database import Server
 
 
 @pytest.mark.parametrize("name", SOURCES)
 def test_a_run_from_the_file_meets_the_rows_of_a_run_from_the_source(
     name: str,
-    dsn: str,  # noqa: F811 - the fixture
+    dsn: str,
     server: Server,
     tmp_path: Path,
 ) -> None:

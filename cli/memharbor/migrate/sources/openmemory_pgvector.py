@@ -19,7 +19,7 @@ from memharbor.errors import SourceDataError
 from memharbor.migrate.sources.catalog import VECTOR_TYPES, decode_vector
 from memharbor.migrate.sources.json_values import Problem
 from memharbor.migrate.sources.mem0_pgvector import Mem0PgvectorSource
-from memharbor.migrate.sources.postgres import Part, _snapshot
+from memharbor.migrate.sources.postgres import Part, snapshot
 from memharbor.migrate.sources.qdrant_points import canonical_id, is_uuid
 
 _ID_TYPES = ("uuid", "text", "varchar")
@@ -110,6 +110,6 @@ class _Memories(Mem0PgvectorSource):
 
     @contextmanager
     def opened(self) -> Iterator[CollectionVectors]:
-        with _snapshot(self._dsn) as connection:
+        with snapshot(self._dsn) as connection:
             (part,) = self._checked_parts(connection)
             yield CollectionVectors(connection, part)

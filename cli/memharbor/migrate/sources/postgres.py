@@ -110,7 +110,7 @@ class PostgresSource:
             StateRefusedError: The role may not read all rows.
             ConnectError: The server does not answer or refuses the login.
         """
-        with _snapshot(self._dsn) as connection:
+        with snapshot(self._dsn) as connection:
             parts = self._checked_parts(connection)
             counts: dict[str, int] = {}
             identity = [_identify_database(connection)]
@@ -132,7 +132,7 @@ class PostgresSource:
             StateRefusedError: The role may not read all rows.
             ConnectError: The server does not answer, or the connection was lost; what was read so far is good.
         """
-        with _snapshot(self._dsn) as connection:
+        with snapshot(self._dsn) as connection:
             parts = self._checked_parts(connection)
             key, _, last = (after or "").partition(":")
             keys = [part.key for part in parts]
@@ -163,7 +163,7 @@ class _RawLoader(Loader):
 
 
 @contextmanager
-def _snapshot(dsn: str) -> Iterator[Connection]:
+def snapshot(dsn: str) -> Iterator[Connection]:
     """Lend a connection in one read-only snapshot."""
     with (
         translated_errors("reading the source"),
